@@ -1,0 +1,126 @@
+"""Files that are either whole or absent: written beside, synced, renamed; and named by their content."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from latentvid.core.errors import InputError, ResourceError, UsageError
+
+
+@contextmanager
+def atomic_path(target: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; sync it and rename it into place when the block succeeds.
+
+    On any failure (a kill included) `target` is left as it was. The temporary file keeps the suffix of
+    `target`, since writers choose formats by it.
+
+    Raises:
+        UsageError: `target` exists and `overwrite` is false, or its folder cannot be made.
+        ResourceError: the disk is full.
+    """
+    target = Path(target)
+    check_output(target, overwrite=overwrite)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem[:40]}.", suffix=target.suffix)
+    os.close(handle)
+    beside = Path(name)
+    try:
+        with resource_errors(target):
+            yield beside
+            _sync(beside)
+            mask = os.umask(0)
+            os.umask(mask)
+            beside.chmod(0o666 & ~mask)
+            os.replace(beside, target)
+            _sync_folder(target.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def resource_errors(target: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into the sentence and exit code that users get."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ResourceError(f"{target}: the disk is full; nothing was overwritten. Free space and repeat.") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UsageError(f"{target}: cannot be written ({error.strerror}).") from error
+        raise
+
+
+def check_output(target: str | Path, *, overwrite: bool) -> None:
+    """Refuse an output that exists (unless `overwrite`) or that is a folder; make its parent folders."""
+    target = Path(target)
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder; name a file.")
+    if target.exists() and not overwrite:
+        raise UsageError(f"{target} exists; pass --overwrite to replace it.")
+    with resource_errors(target):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UsageError(f"{target.parent} is a file, not a folder.") from error
+
+
+def write_json(target: str | Path, data: Any) -> None:
+    """Write `data` as indented JSON, atomically."""
+    with atomic_path(target) as beside:
+        beside.write_text(json.dumps(data, indent=2, sort_keys=False, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path, *, max_bytes: int = 64 << 20) -> Any:
+    """Read a JSON file of bounded size.
+
+    Raises:
+        InputError: it is missing, too large, or not JSON.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > max_bytes:
+            raise InputError(f"{path} is larger than {max_bytes >> 20} MiB; that is no JSON of ours.")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}).") from error
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def safe_name(text: str) -> str:
+    """Return `text` as a file name without separators or surprises.
+
+    >>> safe_name("clouds / dusk: 3")
+    'clouds-dusk-3'
+    """
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:80] or "unnamed"
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
