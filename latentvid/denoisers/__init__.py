@@ -1,0 +1,1 @@
+"""Networks that estimate clean latents, and the call that hides them."""

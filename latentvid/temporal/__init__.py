@@ -1,0 +1,1 @@
+"""Layers across frames, and the one mechanism that injects them into image networks."""

@@ -1,0 +1,108 @@
+"""The temporal U-Net: diffusers' `UNet2DConditionModel` with convolution and attention across frames.
+
+Block order per stage as in VidRD ("Reuse and Diffuse", arXiv 2309.03549): resnet, temporal convolution,
+spatial transformer, temporal attention. At initialisation it equals the image network frame by frame, and a
+clip of one frame always passes through the image network alone, which is what joint training on images and
+videos (PYoCo, arXiv 2305.10474) rests on.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor
+
+from latentvid.temporal.attention import TemporalAttention
+from latentvid.temporal.context import ClipContext
+from latentvid.temporal.convolution import TemporalConvolution
+from latentvid.temporal.inject import inject
+
+TEMPORAL_KEYS = ("temporal_num_convs", "temporal_num_heads", "temporal_dropout")
+
+
+class TemporalUNet(UNet2DConditionModel):
+    """A denoiser of clips: [b c t h w] in, [b c t h w] out.
+
+    Takes every argument of `UNet2DConditionModel`, and:
+
+    Args:
+        temporal_num_convs: convolutions per temporal branch (VidRD: 4).
+        temporal_num_heads: heads of the temporal attention.
+        temporal_dropout: inside the temporal convolutions, in training.
+    """
+
+    def __init__(
+        self,
+        temporal_num_convs: int = 2,
+        temporal_num_heads: int = 4,
+        temporal_dropout: float = 0.0,
+        **image_config: Any,
+    ) -> None:
+        super().__init__(**image_config)  # registers its own arguments as config
+        self.register_to_config(
+            temporal_num_convs=temporal_num_convs,
+            temporal_num_heads=temporal_num_heads,
+            temporal_dropout=temporal_dropout,
+        )
+        self.context = ClipContext()
+        inject(
+            self,
+            {
+                ResnetBlock2D: lambda channels, name: TemporalConvolution(
+                    channels,
+                    self.context,
+                    name,
+                    num_convs=temporal_num_convs,
+                    causal=False,
+                    dropout=temporal_dropout,
+                ),
+                Transformer2DModel: lambda channels, _: TemporalAttention(
+                    channels, self.context, num_heads=temporal_num_heads
+                ),
+            },
+        )
+
+    @staticmethod
+    def _get_init_keys(input_class: type) -> set[str]:
+        # diffusers reads the accepted config keys off __init__; **image_config stands for the image network's.
+        keys = set(inspect.signature(UNet2DConditionModel.__init__).parameters) | set(TEMPORAL_KEYS)
+        return keys | set(inspect.signature(input_class.__init__).parameters) - {"image_config"}
+
+    @classmethod
+    def from_image(cls, image: UNet2DConditionModel, **temporal: Any) -> TemporalUNet:
+        """Grow a temporal U-Net from an image U-Net; its weights are copied, the new layers start at zero."""
+        config = {k: v for k, v in image.config.items() if not k.startswith("_")}
+        grown = cls(**config, **temporal)
+        missing, unexpected = grown.load_state_dict(image.state_dict(), strict=False)
+        assert not unexpected and all(".temporal." in key for key in missing)
+        return grown.to(image.device, image.dtype)
+
+    def forward(  # type: ignore[override]
+        self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor, **kwargs: Any
+    ) -> Tensor:
+        """Predict for noisy clips.
+
+        Args:
+            sample: [b c t h w].
+            timestep: a scalar, [b], or [b t] (a level per frame).
+            encoder_hidden_states: text, [b l d] for the whole clip or [b t l d] per frame.
+
+        Returns:
+            The raw prediction, [b c t h w].
+        """
+        batch, _, frames = sample.shape[:3]
+        timestep = torch.as_tensor(timestep, device=sample.device)
+        if timestep.ndim < 2:
+            timestep = timestep.reshape(-1, 1)
+        timestep = timestep.expand(batch, frames).reshape(-1)
+        if encoder_hidden_states.ndim == 3:
+            encoder_hidden_states = encoder_hidden_states[:, None].expand(-1, frames, -1, -1)
+        flat = sample.transpose(1, 2).flatten(0, 1)
+        with self.context.clip(frames):
+            out = super().forward(flat, timestep, encoder_hidden_states.flatten(0, 1), return_dict=False, **kwargs)[0]
+        return out.unflatten(0, (batch, frames)).transpose(1, 2)

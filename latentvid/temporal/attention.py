@@ -1,0 +1,58 @@
+"""Self-attention across frames at every place of the picture, zero at initialisation.
+
+The layer of VidRD's Temp-Attn ("Reuse and Diffuse", arXiv 2309.03549), with the frame positions added inside
+the branch instead of to the residual stream, so that at initialisation the image network is unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentvid.temporal.context import ClipContext
+
+
+def sinusoidal_positions(num_frames: int, channels: int, device: torch.device) -> Tensor:
+    """Return fixed sine and cosine positions, float32 [t c]."""
+    half = (channels + 1) // 2
+    rates = torch.exp(torch.arange(half, device=device) * (-math.log(10000.0) / half))
+    angles = torch.arange(num_frames, device=device)[:, None] * rates[None]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :channels]
+
+
+class TemporalAttention(nn.Module):
+    """x + attention over t, on [b*t c h w]; clips of one frame pass unchanged.
+
+    Args:
+        channels: width c of the stream.
+        context: tells t; shared by all layers of one network.
+        num_heads: attention heads; must divide `channels`.
+    """
+
+    def __init__(self, channels: int, context: ClipContext, *, num_heads: int = 4) -> None:
+        super().__init__()
+        if channels % num_heads:
+            raise ValueError(f"num_heads={num_heads} does not divide channels={channels}")
+        self.context = context
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(channels)
+        self.to_qkv = nn.Linear(channels, 3 * channels, bias=False)
+        self.to_out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.to_out.weight)
+        nn.init.zeros_(self.to_out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = self.context.num_frames
+        if frames == 1:
+            return x
+        _, channels, height, width = x.shape
+        tokens = x.unflatten(0, (-1, frames)).permute(0, 3, 4, 1, 2).reshape(-1, frames, channels)  # [bhw t c]
+        positions = sinusoidal_positions(frames, channels, x.device).to(tokens.dtype)
+        qkv = self.to_qkv(self.norm(tokens) + positions)
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [bhw heads t d]
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        out = self.to_out(mixed).view(-1, height, width, frames, channels).permute(0, 3, 4, 1, 2)
+        return x + out.reshape(x.shape)

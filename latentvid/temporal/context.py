@@ -1,0 +1,51 @@
+"""What temporal layers must know of the batch that passes through an image network: its frames and its past.
+
+Image networks see [b*t c h w] and know nothing of t. The network that owns the injected layers holds one
+`ClipContext`, which all its temporal layers share, and sets it around each forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class StreamState:
+    """What causal layers carry from one chunk of a film to the next: their last input frames, by layer.
+
+    A fresh state stands at the start of a film. `tensors` are [b k c h w]; they are all that an exact
+    resume needs.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    num_frames_seen: int = 0
+
+    def detach(self) -> StreamState:
+        return StreamState({k: v.detach() for k, v in self.tensors.items()}, self.num_frames_seen)
+
+
+@dataclass
+class ClipContext:
+    """The clip inside the current forward pass."""
+
+    num_frames: int = 1
+    state: StreamState | None = None
+
+    @contextmanager
+    def clip(self, num_frames: int, state: StreamState | None = None) -> Iterator[None]:
+        """Declare that batches [b*t c h w] hold `num_frames` = t frames, continuing `state` where given.
+
+        The state is updated in place; without one, a pass is a film of its own.
+        """
+        before = (self.num_frames, self.state)
+        self.num_frames, self.state = num_frames, state
+        try:
+            yield
+            if state is not None:
+                state.num_frames_seen += num_frames
+        finally:
+            self.num_frames, self.state = before

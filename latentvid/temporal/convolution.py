@@ -1,0 +1,94 @@
+"""A residual branch of convolutions across frames, zero at initialisation.
+
+The block order [GroupNorm, SiLU, convolution (3, 1, 1)] repeated with a zero last convolution is that of
+ModelScope's and VidRD's temporal layers ("Reuse and Diffuse", arXiv 2309.03549). Two things differ on purpose:
+GroupNorm works per frame, so that neither the frame count nor the chunking enters the statistics, and the
+causal form carries its past, so that decoding a film in chunks equals decoding it whole.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentvid.temporal.context import ClipContext
+
+KERNEL = 3
+
+
+def num_groups(channels: int, most: int = 32) -> int:
+    """Return the largest divisor of `channels` that is at most `most` and leaves groups of two or more."""
+    return max(g for g in range(1, most + 1) if channels % g == 0 and (channels // g > 1 or g == 1))
+
+
+class TemporalConvolution(nn.Module):
+    """x + branch(x) on [b*t c h w], the branch mixing three neighbouring frames per convolution.
+
+    Args:
+        channels: width c of the stream.
+        context: tells t and carries the past; shared by all layers of one network.
+        name: key of this layer's past in a `StreamState`.
+        num_convs: convolutions in the branch; each causal one looks two frames back.
+        causal: look back only (streaming decoders), or one frame either way (networks that see whole windows).
+        dropout: before every convolution but the first.
+
+    A causal layer leaves a film's first frame untouched: a frame without a past is an image. A centred one
+    leaves clips of one frame untouched.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        context: ClipContext,
+        name: str,
+        *,
+        num_convs: int = 2,
+        causal: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.context = context
+        self.name = name
+        self.causal = causal
+        self.norms = nn.ModuleList(nn.GroupNorm(num_groups(channels), channels) for _ in range(num_convs))
+        # Weights keep the (3, 1, 1) shape of published temporal layers; _mix runs them as a 1x1 convolution.
+        self.convs = nn.ModuleList(nn.Conv3d(channels, channels, (KERNEL, 1, 1)) for _ in range(num_convs))
+        self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.convs[-1].weight)
+        nn.init.zeros_(self.convs[-1].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames, state = self.context.num_frames, self.context.state
+        if frames == 1 and (state is None or not self.causal):
+            return x
+        branch = x
+        for i, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
+            branch = F.silu(norm(branch))
+            if i:
+                branch = self.dropout(branch)
+            branch = self._mix(branch.unflatten(0, (-1, frames)), conv, f"{self.name}.{i}").flatten(0, 1)
+        if self.causal and (state is None or state.num_frames_seen == 0):
+            has_past = torch.ones(frames, device=x.device, dtype=branch.dtype)
+            has_past[0] = 0
+            branch = branch * has_past.repeat(len(branch) // frames).view(-1, 1, 1, 1)
+        return x + branch
+
+    def _mix(self, x: Tensor, conv: nn.Module, key: str) -> Tensor:
+        """Convolve [b t c h w] over t. One 1x1 convolution over three stacked frames: faster than Conv3d."""
+        padded = self._with_past(x, key) if self.causal else F.pad(x, (0, 0) * 3 + (1, 1))
+        t = x.shape[1]
+        stacked = torch.cat([padded[:, k : k + t] for k in range(KERNEL)], dim=2).flatten(0, 1)
+        weight = conv.weight.squeeze(-1).squeeze(-1).permute(0, 2, 1).flatten(1)[:, :, None, None]
+        return F.conv2d(stacked, weight, conv.bias).unflatten(0, (-1, t))
+
+    def _with_past(self, x: Tensor, key: str) -> Tensor:
+        state = self.context.state
+        past = state.tensors.get(key) if state is not None else None
+        if past is None:
+            past = x[:, :1].expand(-1, KERNEL - 1, -1, -1, -1)
+        padded = torch.cat([past.to(x.dtype), x], dim=1)
+        if state is not None:
+            # A copy, not a view: a view would keep the whole chunk alive.
+            state.tensors[key] = padded[:, 1 - KERNEL :].clone()
+        return padded
