@@ -1,0 +1,284 @@
+"""Strict YAML to typed models: what is misspelt stops at the door, with its place and its likely meaning.
+
+A config is data. It names components by `kind`, inherits by `extends`, is overridden by `a.b=c`, and can neither
+import nor execute anything. Scalars follow YAML 1.2, so `1e-4` is a number and `no` is a word.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from latentvid.core.errors import UsageError, did_you_mean
+
+MAX_BYTES = 1 << 20
+
+
+class StrictModel(BaseModel):
+    """The base of every config: unknown keys, infinities and later changes are errors.
+
+    A choice between components is a union told apart by `kind`:
+    `noise: Annotated[Iid.Config | Mixed.Config, Field(discriminator="kind")]`, with `kind: Literal["iid"] = "iid"`.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_config(path: str | Path | None, model: type[Model], overrides: Sequence[str] = ()) -> Model:
+    """Read a YAML file (None: nothing but defaults), apply `a.b=c` overrides, and check it against `model`.
+
+    Raises:
+        UsageError: the file is missing, is not YAML, extends itself, or does not fit `model`.
+    """
+    tree = {} if path is None else read_tree(path)
+    wanted: dict[str, Any] = {}
+    for override in overrides:
+        tree, wanted = _override(tree, wanted, override)
+    return validate(merge(tree, wanted), model, source=path)
+
+
+def validate(tree: Mapping[str, Any], model: type[Model], *, source: str | Path | None = None) -> Model:
+    """Return `tree` as a `model`.
+
+    Raises:
+        UsageError: naming the place ("config.noise.alhpa is not known; did you mean 'alpha'?").
+    """
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        # A misspelt key explains the missing one that comes with it, so it is told first.
+        found = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")
+        more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
+        where = f"{source}: " if source else ""
+        raise UsageError(f"{where}{_sentence(found[0], model)}{more}") from error
+
+
+def read_tree(path: str | Path) -> dict[str, Any]:
+    """Return a YAML file as plain data, what it extends merged beneath it.
+
+    Raises:
+        UsageError: the file is missing, too large, not a YAML mapping, or extends itself.
+    """
+    return _read(Path(path), ())
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `above` laid over `below`, mapping by mapping; one that changes its `kind` replaces.
+
+    >>> merge({"noise": {"kind": "mixed", "alpha": 2}}, {"noise": {"kind": "iid"}})
+    {'noise': {'kind': 'iid'}}
+    """
+    if "kind" in below and "kind" in above and below["kind"] != above["kind"]:
+        return dict(above)  # the old keys belong to another component
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(old, value) if both else value
+    return merged
+
+
+def dump_config(config: BaseModel) -> str:
+    """Return a config as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars, no aliases (they can grow without bound; `extends` serves), no duplicate keys."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.constructor.ConstructorError(
+                None, None, "aliases are not read; use 'extends'", self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        for name, (key, _) in zip(names, node.value, strict=True):
+            if not isinstance(name, str):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is given twice", key.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+for _tag, _pattern, _first in (
+    ("null", r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F]+)", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf)|\.nan",
+        list("-+.0123456789"),
+    ),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def _parse(text: str, place: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise UsageError(f"{place}: nested too deeply.") from None
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UsageError(f"{place}{line}: not YAML we read ({problem}).") from error
+
+
+def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+    resolved = path.resolve()
+    if resolved in chain:
+        names = " -> ".join(p.name for p in (*chain, resolved))
+        raise UsageError(f"{path}: configs extend each other in a circle ({names}).")
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"{path} is larger than {MAX_BYTES >> 20} MiB; that is no config.")
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not UTF-8 text; that is no config.") from None
+    except OSError as error:
+        raise UsageError(f"{path}: the config cannot be read ({error.strerror}).") from error
+    tree = _parse(text, str(path))
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path}: a config is a mapping of keys to values, not a {type(tree).__name__}.")
+    merged: dict[str, Any] = {}
+    for parent in _parents(tree.pop("extends", ()), path):
+        merged = merge(merged, _read(path.parent / parent, (*chain, resolved)))
+    return merge(merged, tree)
+
+
+def _parents(extends: Any, path: Path) -> list[str]:
+    parents = [extends] if isinstance(extends, str) else extends or ()
+    if not isinstance(parents, (list, tuple)) or not all(isinstance(parent, str) for parent in parents):
+        raise UsageError(f"{path}: 'extends' names one file or a list of files.")
+    return list(parents)
+
+
+def _override(tree: dict[str, Any], wanted: dict[str, Any], text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Add one `a.b=c` to `wanted`; one that reaches into a list is applied to `tree` at once."""
+    key, equals, value = text.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise UsageError(f"--set {text!r}: write it as key.subkey=value.")
+    parsed = _parse(value, f"--set {key.strip()}")
+    if any(step.isdigit() for step in path):
+        return _replaced(merge(tree, wanted), path, parsed, text), {}
+    leaf: Any = parsed
+    for step in reversed(path):
+        leaf = {step: leaf}
+    return tree, merge(wanted, leaf)
+
+
+def _replaced(node: Any, path: Sequence[str], value: Any, text: str) -> Any:
+    if not path:
+        return merge(node, value) if isinstance(node, Mapping) and isinstance(value, Mapping) else value
+    step, rest = path[0], path[1:]
+    if isinstance(node, list):
+        if not step.isdigit() or int(step) >= len(node):
+            raise UsageError(f"--set {text!r}: {step!r} is no position in a list of {len(node)}.")
+        return [_replaced(item, rest, value, text) if i == int(step) else item for i, item in enumerate(node)]
+    if not isinstance(node, Mapping) and node is not None:
+        raise UsageError(f"--set {text!r}: {step!r} lies in a {type(node).__name__}, not in a mapping.")
+    return {**(node or {}), step: _replaced((node or {}).get(step), rest, value, text)}
+
+
+def _sentence(error: Mapping[str, Any], model: type[BaseModel]) -> str:
+    steps, parents = _walk(model, error["loc"])
+    place = "config" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return f"{place} is not known{did_you_mean(str(error['loc'][-1]), _keys(parents))}"
+    if kind == "missing":
+        return f"{place} is missing."
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        kinds = _kinds(parents)
+        if kind == "union_tag_not_found":
+            return f"{place} needs a 'kind', one of: {', '.join(sorted(kinds))}."
+        tag = str(error["ctx"]["tag"])
+        return f"{place}.kind {tag!r} is not known{did_you_mean(tag, kinds)}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    given = error.get("input")
+    shown = f"; got {given!r}" if isinstance(given, (str, int, float, bool, type(None))) else ""
+    return f"{place}: {message[:1].lower()}{message[1:]}{shown if len(shown) < 80 else ''}."
+
+
+def _walk(model: type[BaseModel], loc: Iterable[str | int]) -> tuple[list[str | int], list[Any]]:
+    """Follow an error's place through the types; return it as the user wrote it, and the types it ends in.
+
+    Pydantic puts the names of union members between the keys; those are no part of the file.
+    """
+    steps: list[str | int] = []
+    types_here: list[Any] = [model]
+    loc = list(loc)
+    for i, step in enumerate(loc):
+        last = i == len(loc) - 1
+        chosen = [t for t in types_here if str(step) in _tags(t)]
+        if chosen and len(types_here) > 1 and not (last and _has_key(types_here, step)):
+            types_here = chosen
+            continue
+        steps.append(step)
+        inside = [t for here in types_here for t in _inside(here, step)]
+        if last and not inside:
+            break  # the key itself is the trouble: its neighbours are wanted
+        types_here = inside
+    return steps, types_here
+
+
+def _members(annotation: Any) -> list[Any]:
+    """Return the plain types that an annotation allows."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _members(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [t for part in get_args(annotation) if part is not type(None) for t in _members(part)]
+    return [annotation]
+
+
+def _inside(here: Any, step: str | int) -> list[Any]:
+    if isinstance(here, type) and issubclass(here, BaseModel):
+        field = here.model_fields.get(str(step))
+        return _members(field.annotation) if field else []
+    arguments = [a for a in get_args(here) if a is not Ellipsis]
+    return _members(arguments[-1]) if arguments and get_origin(here) is not Literal else []
+
+
+def _tags(here: Any) -> set[str]:
+    if not (isinstance(here, type) and issubclass(here, BaseModel)):
+        return {getattr(here, "__name__", str(here))}
+    return {here.__name__, *_kinds([here])}
+
+
+def _kinds(models: Iterable[Any]) -> set[str]:
+    fields = (m.model_fields.get("kind") for m in models if isinstance(m, type) and issubclass(m, BaseModel))
+    return {str(kind) for field in fields if field is not None for kind in get_args(field.annotation)}
+
+
+def _keys(models: Iterable[Any]) -> set[str]:
+    return {k for m in models if isinstance(m, type) and issubclass(m, BaseModel) for k in m.model_fields}
+
+
+def _has_key(models: Iterable[Any], step: str | int) -> bool:
+    return str(step) in _keys(models)

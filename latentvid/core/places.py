@@ -1,0 +1,60 @@
+"""Where the files that come with the package lie: in a clone, beside an installation, or where the user says."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from latentvid.core.errors import CheckpointError, did_you_mean
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def checkpoints_folder() -> Path:
+    """Return LATENTVID_CHECKPOINTS, else checkpoints/ of the clone, else checkpoints/ of the current folder."""
+    return _folder("checkpoints", "LATENTVID_CHECKPOINTS")
+
+
+def configs_folder() -> Path:
+    """Return LATENTVID_CONFIGS, else configs/ of the clone, else configs/ of the current folder."""
+    return _folder("configs", "LATENTVID_CONFIGS")
+
+
+def checkpoint_names() -> list[str]:
+    """Return the names of the checkpoints in `checkpoints_folder()`, sorted."""
+    folder = checkpoints_folder()
+    if not folder.is_dir():
+        return []
+    return sorted(p.name for p in folder.iterdir() if is_checkpoint(p))
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Say whether a folder has the layout of a diffusers pipeline or of one of its components."""
+    return (folder / "model_index.json").is_file() or (folder / "config.json").is_file()
+
+
+def find_checkpoint(name: str | Path) -> Path:
+    """Return the folder that `name` means: a path as it stands, else a name in `checkpoints_folder()`.
+
+    Raises:
+        CheckpointError: neither exists, or it is no checkpoint.
+    """
+    for folder in (Path(name), checkpoints_folder() / name):
+        if folder.is_dir():
+            if is_checkpoint(folder):
+                return folder
+            raise CheckpointError(f"{folder} holds neither model_index.json nor config.json; it is no checkpoint.")
+    raise CheckpointError(
+        f"checkpoint {str(name)!r} is neither a folder nor a name in {checkpoints_folder()}"
+        f"{did_you_mean(str(name), checkpoint_names())}"
+    )
+
+
+def _folder(name: str, variable: str) -> Path:
+    named = os.environ.get(variable)
+    if named:
+        return Path(named).expanduser()
+    for folder in (_ROOT / name, Path.cwd() / name):
+        if folder.is_dir():
+            return folder
+    return _ROOT / name
