@@ -1,0 +1,123 @@
+"""Opening a file of unknown origin: only formats that hold their own pictures, only local bytes, bounded sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from latentvid.core.errors import InputError
+
+MAX_SIDE = 16384
+MAX_PIXELS = 150_000_000
+
+# Named rather than probed freely: playlists (hls, concat, dash) would open other files and addresses, a text file would
+# become a "terminal" film, and the image-sequence reader takes % and * in a file's name for a pattern.
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,asf,flv,ogg,gif,apng,mxf,nut,ivf,obu,av1,h264,hevc,"
+    "h263,m4v,mjpeg,mjpeg_2000,vc1,dv,rm,wtv,yuv4mpegpipe,webp,webp_anim,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe,"
+    "jpegxl_pipe,jpegxl_anim,ppm_pipe,pgm_pipe,qoi_pipe,mp3,wav,flac,aac,ac3,eac3,caf,aiff,amr,w64,tta,wv,ape"
+)
+
+
+@contextmanager
+def open_container(path: Path) -> Iterator[InputContainer]:
+    """Open `path` for reading and close it afterwards.
+
+    Raises:
+        InputError: it is missing, a folder, empty, or of no known video format.
+    """
+    check_file(path)
+    # "file:" keeps names such as "http:x.mp4" or "-" what they are: names.
+    try:
+        container = av.open(
+            f"file:{path}",
+            metadata_errors="ignore",
+            container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+        )
+    except (av.FFmpegError, UnicodeError, ValueError) as error:
+        raise InputError(f"{path}: not a video that can be opened ({reason(error)}).") from error
+    try:
+        yield container
+    finally:
+        container.close()
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is no readable file with something in it."""
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; name a video file.")
+        if not path.exists():
+            raise InputError(f"{path}: no such file.")
+        if not path.is_file():
+            raise InputError(f"{path}: is not a regular file.")
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: the file is empty.")
+        with path.open("rb"):
+            pass
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+
+
+def video_stream(path: Path, container: InputContainer, *, single_thread: bool = False) -> VideoStream:
+    """Return the stream a player would show, ready to decode.
+
+    Raises:
+        InputError: there is none (sound only, cover pictures), or its size is beyond reason.
+    """
+    stream = container.streams.best("video")
+    if stream is not None and stream.disposition & Disposition.attached_pic:
+        real = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        stream = real[0] if real else None
+    if stream is None:
+        what = "only sound" if container.streams.audio else "no pictures"
+        raise InputError(f"{path}: no video stream; the file holds {what}.")
+    context = stream.codec_context
+    if context is None:
+        raise InputError(f"{path}: its video is of a codec that this build cannot decode.")
+    check_size(path, context.width, context.height)
+    context.options = {"max_pixels": str(MAX_PIXELS)}
+    stream.thread_type = "NONE" if single_thread else "AUTO"
+    return stream
+
+
+def check_size(path: Path, width: int, height: int) -> None:
+    """Refuse a picture size that no real clip has, before memory is taken for it."""
+    if width > MAX_SIDE or height > MAX_SIDE or width * height > MAX_PIXELS:
+        raise InputError(
+            f"{path}: claims pictures of {width}x{height}; more than {MAX_SIDE} a side or {MAX_PIXELS // 10**6} "
+            "million pixels is not read."
+        )
+
+
+class BrokenStream(Exception):
+    """Decoding cannot go on; the text says why."""
+
+
+def decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """Yield the frames a player would show, in display order.
+
+    Raises:
+        BrokenStream: at the first packet that cannot be decoded or frame that the decoder had to conceal.
+    """
+    try:
+        for packet in container.demux(stream):
+            for frame in packet.decode():
+                if frame.is_corrupt:
+                    raise BrokenStream("a damaged frame")
+                yield frame
+    except (av.FFmpegError, UnicodeError, MemoryError) as error:
+        raise BrokenStream(reason(error)) from error
+
+
+def reason(error: BaseException) -> str:
+    """Return the plain words of a codec library's error, without its numbers and paths."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text)[0].lower() + str(text)[1:]

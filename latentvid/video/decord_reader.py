@@ -1,0 +1,133 @@
+"""Reading through decord, for the files that it is known to read right; everything else is refused with a reason.
+
+decord repeats or loses frames without an error on edit lists, transport streams and some VP9, does not know AV1, and
+reads untagged HD as BT.601. It is therefore held against the reference reader when a file is opened: frame count,
+frame times, and the pixels of the first frame must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from latentvid.core.errors import InputError, UsageError
+from latentvid.video.frame import Frame
+from latentvid.video.meta import VideoMeta
+
+if TYPE_CHECKING:
+    from latentvid.video.reader import PyAVReader
+
+_CODECS = {"h264", "mpeg4", "mjpeg"}
+_CONTAINERS = ("mov", "matroska", "avi")
+_BATCH_BYTES = 64 << 20
+# Scalers differ in chroma interpolation: edges by much, the mean by little. A wrong matrix or turn moves the mean.
+_MAX_MEAN_DIFFERENCE = 4.0
+
+
+class DecordReader:
+    """The `VideoReader` over decord. Open it in the process that reads from it: decord survives neither fork nor pickle."""
+
+    def __init__(self, reference: PyAVReader) -> None:
+        decord = _decord()
+        self._reference = reference
+        self._path = reference.meta.path
+        self._refuse_unsafe()
+        try:
+            self._reader: Any = decord.VideoReader(self._path, ctx=decord.cpu(0))
+        except (decord.DECORDError, RuntimeError, OSError) as error:
+            raise self._refusal("it cannot open the file") from error
+        self._compare(decord)
+
+    @property
+    def meta(self) -> VideoMeta:
+        """The reference reader's facts, which decord was found to agree with."""
+        return self._reference.meta
+
+    def frames(self, start: int = 0, stop: int | None = None) -> Iterator[Frame]:
+        """Yield frames start .. stop - 1 in display order, decoding in batches of bounded size.
+
+        Raises:
+            InputError: decord fails inside the range.
+        """
+        if start < 0 or (stop is not None and stop < start):
+            raise ValueError(f"frames {start}..{stop} is no range")
+        return self._frames(start, self.meta.num_frames if stop is None else min(stop, self.meta.num_frames))
+
+    def close(self) -> None:
+        """Drop decord's buffers."""
+        self._reader = None
+
+    def __enter__(self) -> DecordReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _frames(self, start: int, stop: int) -> Iterator[Frame]:
+        batch = max(1, _BATCH_BYTES // (3 * self.meta.width * self.meta.height))
+        for first in range(start, stop, batch):
+            indices = list(range(first, min(first + batch, stop)))
+            pictures = self._get(indices)
+            for index, picture in zip(indices, pictures, strict=True):
+                pixels = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+                yield Frame(pixels, self._time(index), index)
+
+    def _get(self, indices: list[int]) -> np.ndarray:
+        decord = _decord()
+        try:
+            pictures: np.ndarray = self._reader.get_batch(indices).asnumpy()
+            self._reader.seek(0)  # else decord goes on decoding the rest of the file into memory
+        except (decord.DECORDError, RuntimeError) as error:
+            raise InputError(f"{self._path}: decord failed at frame {indices[0]}; use the pyav backend.") from error
+        return pictures
+
+    def _time(self, index: int) -> Fraction:
+        return int(self._reference.scan.index.pts[index]) * self.meta.time_base
+
+    def _refuse_unsafe(self) -> None:
+        meta, index = self.meta, self._reference.scan.index
+        if meta.codec not in _CODECS:
+            raise self._refusal(f"it does not read {meta.codec} reliably")
+        if not meta.container.startswith(_CONTAINERS):
+            raise self._refusal(f"it does not read {meta.container} files reliably")
+        if index.num_hidden:
+            raise self._refusal("it ignores the file's edit list")
+        if not index.is_exact or meta.is_truncated:
+            raise self._refusal("the file's own frame count cannot be relied on")
+
+    def _compare(self, decord: Any) -> None:
+        count = len(self._reader)
+        if count != self.meta.num_frames:
+            raise self._refusal(f"it counts {count} frames where there are {self.meta.num_frames}")
+        try:
+            last = float(self._reader.get_frame_timestamp(count - 1)[0])
+            first = float(self._reader.get_frame_timestamp(0)[0])
+        except (decord.DECORDError, RuntimeError) as error:
+            raise self._refusal("it cannot tell the frame times") from error
+        span = float(self._time(count - 1) - self._time(0))
+        if abs((last - first) - span) > 0.002:
+            raise self._refusal("it tells other frame times")
+        ours = next(self._reference.frames(0, 1)).pixels.permute(1, 2, 0).numpy().astype(np.int16)
+        theirs = self._get([0])[0].astype(np.int16)
+        if ours.shape != theirs.shape or float(np.abs(ours - theirs).mean()) > _MAX_MEAN_DIFFERENCE:
+            raise self._refusal("it decodes other colours, sizes or turns")
+
+    def _refusal(self, why: str) -> InputError:
+        return InputError(f"{self._path}: the decord backend cannot be used for this file ({why}); use pyav.")
+
+
+def _decord() -> Any:
+    try:
+        import decord
+    except ImportError as error:
+        raise UsageError(
+            "the decord backend is not installed (pip install decord; Linux and Windows on x86-64); use pyav."
+        ) from error
+    return decord

@@ -1,0 +1,192 @@
+"""The encoders behind the video writer: one picture in, bytes out; libav for films and GIFs, Pillow for stills."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal, Protocol
+
+import av
+import numpy as np
+from av.video.frame import VideoFrame
+from PIL import Image
+
+from latentvid.core.errors import UsageError, did_you_mean
+from latentvid.video.color import FromRgb
+
+# The number of encoder threads changes the bytes, so it is the same on every machine.
+_THREADS = 4
+_MICROTICK = Fraction(1, 90_000)
+
+
+class Encoder(Protocol):
+    """Where the writer's pictures go."""
+
+    def add(self, rgb: np.ndarray, time_s: Fraction) -> None:
+        """Take uint8 [h w 3], shown from `time_s` on."""
+
+    def finish(self) -> None:
+        """Flush everything and close the file."""
+
+    def abort(self) -> None:
+        """Close the file; what it holds no longer matters."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSettings:
+    """What the writer was asked for."""
+
+    width: int
+    height: int
+    fps: Fraction
+    codec: str
+    crf: float
+    preset: str
+    pix_fmt: str | None
+    time_base: Fraction | None
+    color: Literal["bt709", "bt601"]
+    frame_step: Fraction
+
+
+_SUFFIXES = {
+    "h264": (".mp4", ".m4v", ".mov", ".mkv"),
+    "h264-lossless": (".mp4", ".m4v", ".mov", ".mkv"),
+    "ffv1": (".mkv",),
+    "gif": (".gif",),
+    "still": (".png", ".jpg", ".jpeg", ".webp"),
+}
+
+
+def choose_codec(path: Path, codec: str | None) -> str:
+    """Return the codec for an output: the one asked for if the suffix can hold it, else the suffix's own.
+
+    Raises:
+        UsageError: the suffix or the codec is unknown, or they do not go together.
+    """
+    suffix = path.suffix.lower()
+    fitting = [name for name, suffixes in _SUFFIXES.items() if suffix in suffixes]
+    if not fitting:
+        known = sorted({s for suffixes in _SUFFIXES.values() for s in suffixes})
+        raise UsageError(
+            f"{path}: cannot write files called {suffix or 'without a suffix'}; known: {', '.join(known)}."
+        )
+    if codec is None:
+        return fitting[0]
+    if codec not in _SUFFIXES:
+        raise UsageError(f"video codec {codec!r} is not known{did_you_mean(codec, _SUFFIXES)}.")
+    if codec not in fitting:
+        raise UsageError(f"{path}: {codec} does not go into {suffix}; use {', '.join(_SUFFIXES[codec])}.")
+    return codec
+
+
+def open_encoder(target: Path, settings: EncoderSettings) -> Encoder:
+    """Start an encoder that writes to `target`."""
+    if settings.codec == "still":
+        return StillEncoder(target)
+    return AvEncoder(target, settings)
+
+
+class StillEncoder:
+    """Writes the one picture of a clip of one frame."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._count = 0
+
+    def add(self, rgb: np.ndarray, time_s: Fraction) -> None:
+        self._count += 1
+        if self._count > 1:
+            raise UsageError(f"a {self._target.suffix} file holds one picture; name a video file for more frames.")
+        options = {".png": {}, ".webp": {"lossless": True}}.get(self._target.suffix.lower(), {"quality": 95})
+        Image.fromarray(rgb).save(self._target, **options)
+
+    def finish(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+class AvEncoder:
+    """Writes films. Equal pictures, times and settings give equal bytes."""
+
+    def __init__(self, target: Path, settings: EncoderSettings) -> None:
+        self._settings = settings
+        self._last: int | None = None
+        name, options, pix_fmt, convert = _plan(settings)
+        self._convert = convert
+        container_options = {"fflags": "+bitexact"}
+        if target.suffix.lower() in (".mp4", ".m4v", ".mov"):
+            container_options["movflags"] = "+faststart"
+        self._container = av.open(f"file:{target}", "w", container_options=container_options)
+        try:
+            stream = self._container.add_stream(name, rate=settings.fps, options=options)
+            stream.width, stream.height, stream.pix_fmt = settings.width, settings.height, pix_fmt
+            self._tick = _tick(settings)
+            stream.time_base = self._tick
+            context = stream.codec_context
+            context.time_base = self._tick
+            context.thread_count = _THREADS
+            if isinstance(convert, FromRgb) and settings.codec != "gif":
+                convert.tag(context)
+            self._stream = stream
+            self._step = max(1, round(settings.frame_step / self._tick))
+        except BaseException:
+            self._container.close()
+            raise
+
+    def add(self, rgb: np.ndarray, time_s: Fraction) -> None:
+        frame = self._convert(rgb)
+        frame.pts = round(time_s / self._tick)
+        if self._last is not None and frame.pts <= self._last:
+            if self._settings.codec != "gif":
+                raise ValueError(
+                    f"frame times must increase by at least {self._tick} s; at {float(time_s)} s they do not"
+                )
+            frame.pts = self._last + 1  # a GIF's clock cannot resolve more than 100 frames a second
+        self._last = frame.pts
+        frame.time_base = self._tick
+        frame.duration = self._step
+        self._container.mux(self._stream.encode(frame))
+
+    def finish(self) -> None:
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+    def abort(self) -> None:
+        self._container.close()
+
+
+def _tick(settings: EncoderSettings) -> Fraction:
+    if settings.codec == "gif":
+        return Fraction(1, 100)
+    return settings.time_base or 1 / settings.fps
+
+
+def _plan(settings: EncoderSettings) -> tuple[str, dict[str, str], str, Callable[[np.ndarray], VideoFrame]]:
+    """Return (encoder, options, pixel format, conversion)."""
+    if settings.codec == "gif":
+        return "gif", {}, "pal8", _to_palette
+    if settings.codec == "ffv1":
+        return "ffv1", {"level": "3", "slicecrc": "1", "slices": "4"}, "bgr0", FromRgb("bgr0")
+    if settings.codec == "h264-lossless":
+        return "libx264rgb", {"qp": "0", "preset": settings.preset}, "rgb24", FromRgb("rgb24")
+    # H.264 can crop 4:2:0 pictures by even numbers only, so an odd size keeps its size as 4:4:4.
+    is_odd = settings.width % 2 or settings.height % 2
+    pix_fmt = settings.pix_fmt or ("yuv444p" if is_odd else "yuv420p")
+    if is_odd and pix_fmt in ("yuv420p", "yuvj420p", "nv12"):
+        raise UsageError(f"{pix_fmt} cannot hold odd sizes such as {settings.width}x{settings.height}; use yuv444p.")
+    options = {"crf": f"{settings.crf:g}", "preset": settings.preset, "g": "48", "x264-params": "open-gop=0"}
+    return "libx264", options, pix_fmt, FromRgb(pix_fmt, settings.color)
+
+
+def _to_palette(rgb: np.ndarray) -> VideoFrame:
+    """Give a picture its own 256 colours."""
+    picture = Image.fromarray(rgb).quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG)
+    palette = np.zeros((256, 4), np.uint8)
+    colors = np.asarray(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    palette[: len(colors), 1:] = colors
+    palette[:, 0] = 255
+    return VideoFrame.from_ndarray((np.ascontiguousarray(picture), palette), format="pal8")  # type: ignore[arg-type]

@@ -1,0 +1,196 @@
+"""Joining encoded segments without re-encoding them: packets are copied and their times moved, nothing else."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.audio.stream import AudioStream
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
+
+from latentvid.core.errors import InputError, UsageError
+from latentvid.core.files import atomic_path, resource_errors
+from latentvid.video.container import open_container, reason, video_stream
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """What must agree between segments, and where one ends."""
+
+    path: Path
+    codec: str
+    parameters: bytes
+    size: tuple[int, int]
+    time_base: Fraction
+    first: int
+    """Earliest presentation time, ticks."""
+    length: int
+    """Ticks from there to the end of the last frame."""
+
+
+def concat_segments(
+    paths: Sequence[str | Path], out: str | Path, *, audio_from: str | Path | None = None, overwrite: bool = True
+) -> None:
+    """Write one file that shows the segments one after another, frame for frame what each decodes to alone.
+
+    Segments must come from one writer's settings (same codec parameters, size and clock) and begin with a key frame.
+    Equal segments give equal bytes. Memory does not grow with their number or length.
+
+    Args:
+        audio_from: a file whose sound is copied along, from its first picture on and to the end of the film; a file
+            without sound adds none.
+
+    Raises:
+        InputError: a segment is missing, damaged, or of other settings than the first.
+        UsageError: nothing was given, `out` exists (without `overwrite`), or the sound does not fit into its container.
+    """
+    if not paths:
+        raise UsageError(f"{out}: there are no segments to join.")
+    segments = [_examine(Path(path)) for path in paths]
+    for segment in segments[1:]:
+        _check_alike(segments[0], segment)
+    with atomic_path(out, overwrite=overwrite) as beside, resource_errors(Path(out)):
+        options = {"fflags": "+bitexact"}
+        if beside.suffix.lower() in (".mp4", ".m4v", ".mov"):
+            options["movflags"] = "+faststart"
+        try:
+            with av.open(f"file:{beside}", "w", container_options=options) as target:
+                _copy(segments, target, None if audio_from is None else Path(audio_from))
+        except (av.FFmpegError, ValueError) as error:
+            if isinstance(error, OSError):
+                raise
+            raise UsageError(
+                f"{out}: the segments cannot be joined into this kind of file ({reason(error)})."
+            ) from error
+
+
+def _copy(segments: Sequence[_Segment], target: OutputContainer, audio_from: Path | None) -> None:
+    with open_container(segments[0].path) as template_file:
+        template = video_stream(segments[0].path, template_file)
+        video: VideoStream = target.add_stream_from_template(template)
+        video.time_base = segments[0].time_base
+        if audio_from is None:
+            _mux(target, _film(segments, video))
+            return
+        with open_container(audio_from) as sound_file:
+            sounds = sound_file.streams.audio
+            if not sounds:
+                _mux(target, _film(segments, video))
+                return
+            source = sound_file.streams.best("audio") or sounds[0]
+            audio: AudioStream = target.add_stream_from_template(source)
+            audio.time_base = source.time_base
+            end_s = sum((s.length * s.time_base for s in segments), Fraction(0))
+            sound = _sound(sound_file, source, audio, _picture_start(audio_from), end_s)
+            _mux(target, heapq.merge(_film(segments, video), sound, key=_decode_time))
+
+
+def _mux(target: OutputContainer, packets: Iterator[Packet]) -> None:
+    for packet in packets:
+        target.mux_one(packet)
+
+
+def _decode_time(packet: Packet) -> Fraction:
+    assert packet.dts is not None
+    return packet.dts * packet.time_base
+
+
+def _film(segments: Sequence[_Segment], stream: VideoStream) -> Iterator[Packet]:
+    """Yield the packets of all segments on one clock."""
+    offset = 0
+    last_dts: int | None = None
+    for segment in segments:
+        shift = offset - segment.first
+        for packet in _packets(segment.path):
+            packet.pts += shift
+            packet.dts += shift
+            if last_dts is not None and packet.dts <= last_dts:
+                raise InputError(f"{segment.path}: its packets would not follow those of the segment before it.")
+            last_dts = packet.dts
+            packet.stream = stream
+            yield packet
+        offset += segment.length
+
+
+def _packets(path: Path) -> Iterator[Packet]:
+    with open_container(path) as container:
+        stream = video_stream(path, container)
+        try:
+            for packet in container.demux(stream):
+                if packet.size == 0:
+                    continue
+                if packet.pts is None or packet.dts is None or packet.is_corrupt:
+                    raise InputError(f"{path}: damaged, or its packets carry no times.")
+                yield packet
+        except av.FFmpegError as error:
+            raise InputError(f"{path}: damaged ({reason(error)}).") from error
+
+
+def _examine(path: Path) -> _Segment:
+    first: int | None = None
+    end = 0
+    for packet in _packets(path):
+        if first is None and not packet.is_keyframe:
+            raise InputError(f"{path}: does not begin with a key frame.")
+        if packet.is_discard:
+            raise InputError(f"{path}: hides frames by an edit list; such a file cannot be joined without re-encoding.")
+        first = packet.pts if first is None else min(first, packet.pts)
+        end = max(end, packet.pts + max(1, packet.duration or 0))
+    if first is None:
+        raise InputError(f"{path}: holds no frames.")
+    with open_container(path) as container:
+        stream = video_stream(path, container)
+        context = stream.codec_context
+        parameters = bytes(context.extradata or b"")
+        size = (context.width, context.height)
+        return _Segment(path, context.name, parameters, size, stream.time_base, first, end - first)
+
+
+def _check_alike(first: _Segment, other: _Segment) -> None:
+    for name in ("codec", "size", "time_base", "parameters"):
+        if getattr(first, name) != getattr(other, name):
+            what = {"parameters": "encoder settings", "time_base": "clock"}.get(name, name)
+            raise InputError(f"{other.path}: its {what} differs from that of {first.path}; they cannot be joined.")
+
+
+def _picture_start(path: Path) -> Fraction:
+    """Time of the first shown frame of a file with sound, 0 if it has no pictures."""
+    with open_container(path) as container:
+        if not container.streams.video:
+            return Fraction(0)
+        stream = video_stream(path, container)
+        if stream.start_time is None or stream.time_base is None:
+            return Fraction(0)
+        return stream.start_time * stream.time_base
+
+
+def _sound(
+    container: InputContainer, source: AudioStream, stream: AudioStream, start_s: Fraction, end_s: Fraction
+) -> Iterator[Packet]:
+    """Yield the sound's packets from the first picture's time to the film's end."""
+    base = source.time_base
+    assert base is not None
+    shift = round(start_s / base)
+    last_dts: int | None = None
+    try:
+        for packet in container.demux(source):
+            if packet.size == 0 or packet.pts is None or packet.dts is None:
+                continue
+            packet.pts -= shift
+            packet.dts -= shift
+            if packet.pts * base >= end_s:
+                return
+            is_before = (packet.pts + (packet.duration or 0)) * base <= 0 and not packet.is_discard
+            if is_before or (last_dts is not None and packet.dts <= last_dts):
+                continue
+            last_dts = packet.dts
+            packet.stream = stream
+            yield packet
+    except av.FFmpegError as error:
+        raise InputError(f"{container.name}: its sound cannot be read ({reason(error)}).") from error
