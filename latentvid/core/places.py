@@ -39,10 +39,12 @@ def find_checkpoint(name: str | Path) -> Path:
     Raises:
         CheckpointError: neither exists, or it is no checkpoint.
     """
-    for folder in (Path(name), checkpoints_folder() / name):
+    places = [Path(name), checkpoints_folder() / name] if str(name) else []
+    for folder in places:
+        if is_checkpoint(folder):
+            return folder
+    for folder in places:
         if folder.is_dir():
-            if is_checkpoint(folder):
-                return folder
             raise CheckpointError(f"{folder} holds neither model_index.json nor config.json; it is no checkpoint.")
     raise CheckpointError(
         f"checkpoint {str(name)!r} is neither a folder nor a name in {checkpoints_folder()}"

@@ -1,4 +1,4 @@
-"""Where and how tensors are computed: device, dtype, attention and compilation, decided once, never silently changed."""
+"""Where and how tensors are computed: device, dtype, attention and compilation, decided once and then kept."""
 
 from __future__ import annotations
 
