@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from latentvid.core.errors import UsageError
+from latentvid.core.files import check_output
 from latentvid.core.memory import parse_bytes
 
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="K", help="The noise is a function of this number.")]
@@ -44,3 +47,60 @@ Model = Annotated[
     str | None,
     typer.Option("--model", metavar="M", help="Checkpoint folder, or a name that `latentvid models` lists."),
 ]
+Out = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Where the result goes.")]
+Frames = Annotated[int | None, typer.Option("--frames", min=1, metavar="N", help="Length in frames.")]
+Seconds = Annotated[float | None, typer.Option("--seconds", min=0.0, metavar="S", help="Length in seconds.")]
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", min=1, metavar="T", help="Denoising steps per window; the model's own if not given."),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance", min=0.0, metavar="G", help="How strictly the prompt is followed; 1 is not at all beyond it."
+    ),
+]
+ContactSheet = Annotated[
+    Path | None, typer.Option("--contact-sheet", metavar="PNG", help="Also write evenly spaced frames as one picture.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last saved state.")]
+
+
+def check_length(frames: int | None, seconds: float | None, *, default: int | None = None) -> None:
+    """Refuse two lengths, none (unless there is a default), and a length of nothing.
+
+    Raises:
+        UsageError: as above.
+    """
+    if frames is not None and seconds is not None:
+        raise UsageError("--frames and --seconds both say how long; give one.")
+    if frames is None and seconds is None and default is None:
+        raise UsageError("how long? Give --frames or --seconds.")
+    if seconds == 0:
+        raise UsageError("--seconds 0 is no length.")
+
+
+def num_frames(frames: int | None, seconds: float | None, *, fps: Fraction, default: int) -> int:
+    """Return the length in frames that two flags mean at a frame rate.
+
+    >>> num_frames(None, 2.5, fps=Fraction(8), default=64)
+    20
+    """
+    if frames is not None:
+        return frames
+    return default if seconds is None else max(1, round(seconds * fps))
+
+
+def check_output_pair(output: Path, sheet: Path | None, *, overwrite: bool) -> None:
+    """Refuse outputs that exist, or that are the same file, before anything is computed.
+
+    Raises:
+        UsageError: as above.
+    """
+    check_output(output, overwrite=overwrite)
+    if sheet is not None:
+        if sheet.suffix.lower() != ".png":
+            raise UsageError(f"--contact-sheet {sheet}: name a .png file.")
+        if sheet.resolve() == output.resolve():
+            raise UsageError(f"{output} cannot be both the film and its contact sheet.")
+        check_output(sheet, overwrite=overwrite)
