@@ -57,7 +57,10 @@ Steps = Annotated[
 Guidance = Annotated[
     float | None,
     typer.Option(
-        "--guidance", min=0.0, metavar="G", help="How strictly the prompt is followed; 1 is not at all beyond it."
+        "--guidance",
+        min=0.0,
+        metavar="G",
+        help="How strictly the prompt is followed; 1 adds nothing to the model itself.",
     ),
 ]
 ContactSheet = Annotated[

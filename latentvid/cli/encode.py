@@ -12,7 +12,7 @@ from latentvid.cli.output import Output
 
 
 def run(
-    clips: Annotated[list[str], typer.Argument(metavar="CLIP...", help="Videos, folders of videos, or patterns.")],
+    clips: Annotated[list[str], typer.Argument(metavar="CLIP", help="Videos, folders of videos, or patterns.")],
     output: common.Out,
     vae: common.Vae = None,
     device: common.Device = "auto",

@@ -32,7 +32,7 @@ FvdModel = Annotated[
 
 @app.command("reconstruction")
 def reconstruction(
-    clips: Annotated[list[str], typer.Argument(metavar="CLIP...", help="Videos, folders of videos, or patterns.")],
+    clips: Annotated[list[str], typer.Argument(metavar="CLIP", help="Videos, folders of videos, or patterns.")],
     vae: common.Vae = None,
     lpips: LpipsTrunk = None,
     fvd_model: FvdModel = None,

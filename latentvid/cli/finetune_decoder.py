@@ -12,7 +12,7 @@ from latentvid.cli.output import Output
 
 
 def run(
-    footage: Annotated[list[str], typer.Argument(metavar="FOOTAGE...", help="Videos, folders of videos, or patterns.")],
+    footage: Annotated[list[str], typer.Argument(metavar="FOOTAGE", help="Videos, folders of videos, or patterns.")],
     output: common.Out,
     vae: common.Vae = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, metavar="N", help="Optimizer steps.")] = None,

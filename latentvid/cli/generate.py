@@ -14,7 +14,7 @@ DEFAULT_FRAMES = 64
 
 def run(
     output: common.Out,
-    prompt: Annotated[str, typer.Argument(metavar="[PROMPT]", help="What to show; nothing shows anything.")] = "",
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to show, in words.")] = "",
     model: common.Model = None,
     frames: common.Frames = None,
     seconds: common.Seconds = None,
