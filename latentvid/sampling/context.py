@@ -1,0 +1,56 @@
+"""Clean frames beside noisy ones: a window continues the frames that it is shown.
+
+Needs a denoiser that was trained with a noise level per frame, as in "Diffusion Forcing" (arXiv 2407.01392).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from latentvid.core.levels import Level
+from latentvid.sampling.solver import Denoise
+
+
+def with_clean_context(
+    denoise: Denoise,
+    clean_frames: Tensor,
+    *,
+    context_level: Level | None = None,
+    context_noise: Tensor | None = None,
+) -> Denoise:
+    """Show `denoise` the true first frames of the window, and return them as their own estimate.
+
+    Compose guidance inside this, not around it: rescaled guidance would change the given frames.
+
+    Args:
+        denoise: takes levels per frame, [b t].
+        clean_frames: latents [b c p h w] of the window's first p frames.
+        context_level: show them at this level (scalars) instead of clean; a little noise keeps a long rollout
+            from trusting its own errors.
+        context_noise: noise from the prior for that level, [b c p h w]; one draw for the whole window.
+    """
+    if (context_level is None) != (context_noise is None):
+        raise ValueError("context_level and context_noise go together")
+    shown = clean_frames
+    if context_level is not None and context_noise is not None:
+        shown = context_level.alpha * clean_frames + context_level.sigma * context_noise.to(clean_frames)
+    num_context = clean_frames.shape[2]
+
+    def denoise_with_context(x: Tensor, level: Level) -> Tensor:
+        is_context = (torch.arange(x.shape[2], device=level.alpha.device) < num_context).expand(len(x), -1)
+        mixed = level.where_clean(is_context)
+        if context_level is not None:
+            mixed = _where(is_context, context_level, mixed)
+        estimate = denoise(torch.cat([shown.to(x), x[:, :, num_context:]], dim=2), mixed)
+        return torch.cat([clean_frames.to(estimate), estimate[:, :, num_context:]], dim=2)
+
+    return denoise_with_context
+
+
+def _where(mask: Tensor, chosen: Level, other: Level) -> Level:
+    return Level(
+        torch.where(mask, chosen.alpha.to(other.alpha), other.alpha),
+        torch.where(mask, chosen.sigma.to(other.sigma), other.sigma),
+        torch.where(mask, chosen.timestep.to(other.timestep), other.timestep),
+    )
