@@ -1,0 +1,1 @@
+"""Films longer than a window: the plan, the overlap rules, the rollout."""

@@ -52,8 +52,9 @@ class TemporalConvolution(nn.Module):
         self.name = name
         self.causal = causal
         self.norms = nn.ModuleList(nn.GroupNorm(num_groups(channels), channels) for _ in range(num_convs))
-        # Weights keep the (3, 1, 1) shape of published temporal layers; _mix runs them as a 1x1 convolution.
-        self.convs = nn.ModuleList(nn.Conv3d(channels, channels, (KERNEL, 1, 1)) for _ in range(num_convs))
+        # A (3, 1, 1) convolution as a 1x1 convolution over three stacked frames, oldest first: several times
+        # faster than Conv3d on a CPU, and of rank four, so that channels_last applies to the whole network.
+        self.convs = nn.ModuleList(nn.Conv2d(KERNEL * channels, channels, 1) for _ in range(num_convs))
         self.dropout = nn.Dropout(dropout)
         nn.init.zeros_(self.convs[-1].weight)
         nn.init.zeros_(self.convs[-1].bias)
@@ -75,12 +76,11 @@ class TemporalConvolution(nn.Module):
         return x + branch
 
     def _mix(self, x: Tensor, conv: nn.Module, key: str) -> Tensor:
-        """Convolve [b t c h w] over t. One 1x1 convolution over three stacked frames: faster than Conv3d."""
+        """Convolve [b t c h w] over t."""
         padded = self._with_past(x, key) if self.causal else F.pad(x, (0, 0) * 3 + (1, 1))
         t = x.shape[1]
         stacked = torch.cat([padded[:, k : k + t] for k in range(KERNEL)], dim=2).flatten(0, 1)
-        weight = conv.weight.squeeze(-1).squeeze(-1).permute(0, 2, 1).flatten(1)[:, :, None, None]
-        return F.conv2d(stacked, weight, conv.bias).unflatten(0, (-1, t))
+        return conv(stacked).unflatten(0, (-1, t))
 
     def _with_past(self, x: Tensor, key: str) -> Tensor:
         state = self.context.state

@@ -17,7 +17,7 @@ TIMES = ("dawn", "day", "dusk", "night")
 GROUNDS = ("hills", "mountains", "sea", "desert", "forest")
 WINDS = ("left", "right")
 SPEEDS = ("slow", "fast")
-COVERS = ("clear", "scattered", "overcast")
+COVERS = ("wispy", "scattered", "heavy")
 
 FPS = 12
 """Frames per second at which the drift looks like a time lapse."""
@@ -139,9 +139,9 @@ def canonical_caption(scene: SkyScene) -> str:
 _TEMPLATES = (
     "{cover} clouds drifting {speed} {wind} over {ground} {time}",
     "{ground} {time}, {cover} clouds moving {speed} {wind}",
-    "a timelapse of {cover} clouds {time} over {ground}, wind {speed} {wind}",
-    "{time} sky with {cover} clouds above {ground}, drifting {speed} {wind}",
-    "{cover} clouds {time}, {speed} wind {wind}, {ground} below",
+    "a timelapse of {cover} clouds {time} over {ground}, blowing {speed} {wind}",
+    "a sky {time} with {cover} clouds above {ground}, drifting {speed} {wind}",
+    "{cover} clouds {time}, moving {speed} {wind}, {ground} below",
 )
 _GROUND_WORDS = {
     "hills": "green hills",
@@ -230,12 +230,12 @@ def _frame(scene: SkyScene, fields: _Fields, n: int, height: int, width: int) ->
     low = _scroll(fields.low, drift, width)
     towards_light = _scroll(fields.low, drift + (3.0 if scene.light[0] < 0.5 else -3.0) * width / 128, width)
     high = _scroll(fields.high, drift * 0.7, width)
-    threshold = {"clear": 1.75, "scattered": 0.25, "overcast": -1.05}[scene.cloud_cover]
-    dense = _smooth((low - threshold) / 1.25) * (0.95 if scene.cloud_cover != "clear" else 0.7)
-    thin = _smooth((high - (0.35 if scene.cloud_cover == "clear" else 0.6)) / 1.8)
-    thin = thin * (0.62 if scene.cloud_cover == "clear" else 0.4)
+    threshold = {"wispy": 1.75, "scattered": 0.25, "heavy": -1.05}[scene.cloud_cover]
+    dense = _smooth((low - threshold) / 1.25) * (0.95 if scene.cloud_cover != "wispy" else 0.7)
+    thin = _smooth((high - (0.35 if scene.cloud_cover == "wispy" else 0.6)) / 1.8)
+    thin = thin * (0.62 if scene.cloud_cover == "wispy" else 0.4)
     light = np.clip(0.55 + 0.35 * (low - towards_light) - 0.16 * (low - threshold), 0, 1)
-    if scene.cloud_cover == "overcast":
+    if scene.cloud_cover == "heavy":
         light = light * 0.8
     sky = fields.sky
     if scene.time_of_day == "night":

@@ -1,0 +1,26 @@
+"""Prompts to embeddings: a CLIP tokenizer and text encoder, as in every Stable Diffusion folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+
+def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
+    """Return token ids, int64 [b l], padded or cut to the tokenizer's length."""
+    return tokenizer(
+        list(prompts),
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+    ).input_ids
+
+
+def embed(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str]) -> Tensor:
+    """Return the last hidden states of `prompts`, [b l d]."""
+    with torch.no_grad():
+        return text_encoder(tokenize(tokenizer, prompts).to(text_encoder.device)).last_hidden_state

@@ -1,0 +1,154 @@
+"""Overlap rules: how a window takes up where the one before it ended.
+
+`ReuseRule` is VidRD's reuse-and-diffuse ("Reuse and Diffuse", arXiv 2309.03549): the initial noise is reused,
+new frames' noise depends on the past, and the first frames retrace recorded states for part of the way.
+`ContextRule` shows the denoiser the last frames clean, for networks trained with a noise level per frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from latentvid.core.config import StrictModel
+from latentvid.core.levels import Levels, NoiseSchedule
+from latentvid.core.rng import Rng
+from latentvid.core.shapes import LatentShape
+from latentvid.extension.plan import Window
+from latentvid.noise.prior import NoisePrior
+from latentvid.noise.reuse import reuse_noise
+from latentvid.sampling.context import with_clean_context
+from latentvid.sampling.solver import Denoise, OnStep
+from latentvid.sampling.staged import StagedGuidance, TrajectoryRecorder, chain, guided_steps
+
+
+@dataclass(frozen=True)
+class Tail:
+    """All that a window leaves to the next one; its size does not depend on the film's length."""
+
+    latents: Tensor
+    """The window's last frames, clean, [b c m h w]."""
+    noise: Tensor | None = None
+    """The window's whole initial noise, [b c t h w]."""
+    trajectory: Tensor | None = None
+    """Recorded states of the shared frames in the next window's order, [steps b c m h w]."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a window is sampled: from which noise, through which denoiser, with which hook."""
+
+    noise: Tensor
+    denoise: Denoise
+    on_step: OnStep | None = None
+    recorder: TrajectoryRecorder | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What stays the same over all windows of a film."""
+
+    denoise: Denoise
+    prior: NoisePrior
+    schedule: NoiseSchedule
+    levels: Levels
+    rng: Rng
+    shape: LatentShape
+    """Of one window."""
+    device: torch.device
+
+
+class OverlapRule(Protocol):
+    """Prepares a window, given what the one before it left."""
+
+    @property
+    def overlap(self) -> int: ...
+
+    @property
+    def append_overlap(self) -> bool:
+        """Whether the shared frames appear in the film twice, once mirrored."""
+        ...
+
+    def start(self, setting: Setting, window: Window, tail: Tail | None) -> Start: ...
+
+
+class ContextRule(StrictModel):
+    """The window's first frames are the last ones of the window before, given clean (or nearly so)."""
+
+    kind: Literal["context"] = "context"
+    overlap: int = Field(8, ge=1)
+    context_sigma: float = Field(0.0, ge=0, lt=1)
+    """Noise level at which the given frames are shown; some keeps long films from feeding on their own errors."""
+
+    @property
+    def append_overlap(self) -> bool:
+        return False
+
+    def start(self, setting: Setting, window: Window, tail: Tail | None) -> Start:
+        noise = _fresh(setting, window)
+        if tail is None:
+            return Start(noise, setting.denoise)
+        given = tail.latents[:, :, -self.overlap :]
+        level, context_noise = None, None
+        if self.context_sigma:
+            level = setting.schedule.level(_timestep_at(setting.schedule, self.context_sigma))
+            shape = setting.shape.with_frames(given.shape[2])
+            rng = setting.rng.child("context")
+            context_noise = setting.prior.sample(shape, rng=rng, first_frame=window.start).to(setting.device)
+        denoise = with_clean_context(setting.denoise, given, context_level=level, context_noise=context_noise)
+        return Start(noise, denoise)
+
+
+class ReuseRule(StrictModel):
+    """VidRD's three tricks: noise reversal, past-dependent noise, staged guidance."""
+
+    kind: Literal["reuse"] = "reuse"
+    overlap: int = Field(4, ge=1)
+    order: Literal["mirror", "chronological"] = "chronological"
+    """"mirror" is the paper's: windows are joined like mirror images and all frames are kept. "chronological"
+    lets the shared frames keep their order, so that motion does not run backwards, and shows them once."""
+    recycle: float = Field(4.0, ge=0)
+    """The paper's alpha: how much of the reversed noise the new frames keep (mirror only)."""
+    guidance_share: float = Field(0.4, ge=0, le=1)
+    """The paper's beta: share of the steps in which the first shared frame retraces the recorded states."""
+
+    @property
+    def append_overlap(self) -> bool:
+        return self.order == "mirror"
+
+    def start(self, setting: Setting, window: Window, tail: Tail | None) -> Start:
+        num_steps = len(setting.levels)
+        recorder = TrajectoryRecorder(self.overlap, self.order, max(guided_steps(self.overlap, 1.0, num_steps)))
+        if tail is None:
+            return Start(_fresh(setting, window), setting.denoise, recorder, recorder)
+        assert tail.trajectory is not None and tail.noise is not None
+        noise = reuse_noise(
+            tail.noise,
+            order=self.order,
+            overlap=self.overlap,
+            alpha=self.recycle,
+            prior=setting.prior,
+            rng=setting.rng,
+            first_frame=window.start,
+        ).to(setting.device)
+        guidance = StagedGuidance(tail.trajectory, share=self.guidance_share, num_steps=num_steps)
+        return Start(noise, setting.denoise, chain(guidance, recorder), recorder)
+
+
+RuleConfig = Annotated[ContextRule | ReuseRule, Field(discriminator="kind")]
+
+
+def _fresh(setting: Setting, window: Window) -> Tensor:
+    return setting.prior.sample(setting.shape, rng=setting.rng, first_frame=window.start).to(setting.device)
+
+
+def _timestep_at(schedule: NoiseSchedule, sigma: float) -> Tensor:
+    """Return the timestep whose sigma is nearest to the given one."""
+    if schedule.kind == "flow":
+        return torch.tensor(sigma * schedule.num_train_timesteps, dtype=torch.float64)
+    every = torch.arange(schedule.num_train_timesteps)
+    return (schedule.level(every).sigma - sigma).abs().argmin()

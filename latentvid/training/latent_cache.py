@@ -1,0 +1,104 @@
+"""Latents of training clips, computed once by the frozen encoder and kept on disk as safetensors shards.
+
+Shard k holds clips k * SHARD .. as `latents` [n c t h w] in float16 with the captions in its metadata. A shard
+that exists is not computed again, so an interrupted preparation goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latentvid.core.errors import CheckpointError
+from latentvid.core.files import atomic_path
+from latentvid.training.sources import ClipSource
+
+SHARD = 128
+
+Encode = Callable[[Tensor], Tensor]
+"""[b 3 t h w] in [-1, 1] -> latents [b c t h w]."""
+
+
+def cache_name(*parts: object) -> str:
+    """Return a folder name that changes with anything the latents depend on (source, seed, encoder)."""
+    return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()[:16]
+
+
+def build_cache(
+    source: ClipSource,
+    encode: Encode,
+    folder: str | Path,
+    *,
+    on_clip: Callable[[int, int], None] | None = None,
+) -> LatentCache:
+    """Encode every clip of `source` into `folder` and open the result.
+
+    Args:
+        source: the clips.
+        encode: the frozen encoder.
+        folder: made where missing; whole shards in it are kept.
+        on_clip: called with (done, total), for a progress bar.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(source), SHARD):
+        path = _shard(folder, start // SHARD)
+        stop = min(start + SHARD, len(source))
+        if not path.exists():
+            _write_shard(path, source, encode, start, stop)
+        if on_clip:
+            on_clip(stop, len(source))
+    return LatentCache(folder)
+
+
+def _write_shard(path: Path, source: ClipSource, encode: Encode, start: int, stop: int) -> None:
+    latents, captions = [], []
+    for index in range(start, stop):
+        video, texts = source.clip(index)
+        pixels = video.float().div(127.5).sub(1).transpose(0, 1)[None]  # [1 3 t h w]
+        with torch.no_grad():
+            latents.append(encode(pixels)[0].to(torch.float16).cpu())
+        captions.append(texts)
+    with atomic_path(path) as beside:
+        save_file({"latents": torch.stack(latents).contiguous()}, beside, {"captions": json.dumps(captions)})
+
+
+class LatentCache:
+    """Clips of latents by number, read from disk as needed.
+
+    Raises:
+        CheckpointError: the folder holds no shards, or a damaged one.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        paths = sorted(self.folder.glob("shard-*.safetensors"))
+        if not paths:
+            raise CheckpointError(f"{folder} holds no latent shards; prepare the data first.")
+        self._latents: list[Tensor] = []
+        self.captions: list[list[str]] = []
+        for path in paths:
+            try:
+                with safe_open(path, framework="pt") as file:
+                    self._latents.append(file.get_tensor("latents"))
+                    self.captions += json.loads(file.metadata()["captions"])
+            except Exception as error:  # safetensors raises its own bare types
+                raise CheckpointError(f"{path} is damaged ({error}); delete it and prepare the data again.") from error
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def latents(self, index: int) -> Tensor:
+        """Return float32 [c t h w]."""
+        return self._latents[index // SHARD][index % SHARD].float()
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.safetensors"
