@@ -18,6 +18,9 @@ from latentvid.core.rng import Rng
 from latentvid.core.shapes import LatentShape
 from latentvid.noise.prior import NoisePrior, frame_noise, shared_noise
 
+_MAX_FRAMES = 4096
+"""Larger windows are no model's, but could come from a damaged config."""
+
 
 @dataclass(frozen=True, slots=True)
 class NoiseParts:
@@ -41,8 +44,8 @@ class NoiseParts:
 class DecomposedNoise(NoisePrior, SchedulerMixin):
     """Frames i and j have correlation sqrt(lambda^i lambda^j).
 
-    The law belongs to places in a window of `num_frames`: frame n of the film has the lambda of place
-    n mod num_frames. With one lambda and no base frame it is mixed noise.
+    The lambdas belong to places in a window of `num_frames`, and repeat in a longer draw. With one lambda and no
+    base frame it is mixed noise.
 
     Args:
         lambdas: share of the base in the variance, one number or one per frame of the window, in [0, 1].
@@ -59,8 +62,8 @@ class DecomposedNoise(NoisePrior, SchedulerMixin):
         num_frames: int = 16,
         base_frame: str | int | None = "centre",
     ) -> None:
-        if num_frames < 1:
-            raise UsageError(f"decomposed noise: num_frames={num_frames} must be at least 1.")
+        if not (isinstance(num_frames, int) and 1 <= num_frames <= _MAX_FRAMES):
+            raise UsageError(f"decomposed noise: num_frames={num_frames!r} must be a number from 1 to {_MAX_FRAMES}.")
         shares = [float(lambdas)] * num_frames if isinstance(lambdas, int | float) else [float(v) for v in lambdas]
         if len(shares) != num_frames or not all(0 <= share <= 1 for share in shares):
             raise UsageError(f"decomposed noise: lambdas={lambdas} must be {num_frames} numbers in [0, 1], or one.")
@@ -71,17 +74,21 @@ class DecomposedNoise(NoisePrior, SchedulerMixin):
         kept = float(lambdas) if isinstance(lambdas, int | float) else [float(v) for v in lambdas]
         self.register_to_config(lambdas=kept, num_frames=num_frames, base_frame=base_frame)
 
-    def lambdas(self, num_frames: int, first_frame: int = 0) -> Tensor:
-        """Return the share of the base in each frame's variance, float64 [t]."""
-        return self.window_lambdas[(first_frame + torch.arange(num_frames)) % len(self.window_lambdas)]
+    @property
+    def period(self) -> int:
+        return 1 if (self.window_lambdas == self.window_lambdas[0]).all() else len(self.window_lambdas)
+
+    def lambdas(self, num_frames: int) -> Tensor:
+        """Return the share of the base in the variance of a window's first frames, float64 [t]."""
+        return self.window_lambdas[torch.arange(num_frames) % len(self.window_lambdas)]
 
     def parts(self, shape: LatentShape, *, rng: Rng, first_frame: int = 0) -> NoiseParts:
         """Draw base and residual; `.noise` of the result is what `sample` returns."""
         residual = frame_noise(shape, rng, first_frame)
-        return NoiseParts(shared_noise(shape, rng), residual, self.lambdas(shape.frames, first_frame))
+        return NoiseParts(shared_noise(shape, rng), residual, self.lambdas(shape.frames))
 
-    def covariance(self, num_frames: int, first_frame: int = 0) -> Tensor:
-        root = self.lambdas(num_frames, first_frame).sqrt()
+    def covariance(self, num_frames: int) -> Tensor:
+        root = self.lambdas(num_frames).sqrt()
         return torch.outer(root, root).fill_diagonal_(1.0)
 
     def _draw(self, shape: LatentShape, rng: Rng, first_frame: int) -> Tensor:

@@ -19,7 +19,7 @@ class IidNoise(NoisePrior, SchedulerMixin):
     def __init__(self) -> None:
         self.register_to_config()
 
-    def covariance(self, num_frames: int, first_frame: int = 0) -> Tensor:
+    def covariance(self, num_frames: int) -> Tensor:
         return torch.eye(num_frames, dtype=torch.float64)
 
     def _draw(self, shape: LatentShape, rng: Rng, first_frame: int) -> Tensor:

@@ -35,7 +35,7 @@ class MixedNoise(NoisePrior, SchedulerMixin):
         """The shared draw's share of the variance."""
         return self.alpha**2 / (1 + self.alpha**2)
 
-    def covariance(self, num_frames: int, first_frame: int = 0) -> Tensor:
+    def covariance(self, num_frames: int) -> Tensor:
         cov = torch.full((num_frames, num_frames), self.correlation, dtype=torch.float64)
         return cov.fill_diagonal_(1.0)
 

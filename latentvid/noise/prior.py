@@ -25,7 +25,8 @@ class NoisePrior(ConfigMixin, ABC):
     """A zero-mean Gaussian law over clips: unit variance everywhere, correlated across frames only.
 
     Frame n's own randomness is the stream "frame/n" of the given `Rng`, n counted from the start of the film:
-    its noise depends on the seed and n, never on the batch, the window or the clip's length.
+    its noise depends on the seed and n, never on the batch, the window or the clip's length. The law itself
+    belongs to places in a window, which is what a network was trained on; see `period`.
 
     A concrete prior also derives from diffusers' `SchedulerMixin`, named in its own module: it is there that
     diffusers looks for the way to load a pipeline's component.
@@ -34,15 +35,24 @@ class NoisePrior(ConfigMixin, ABC):
     config_name = "noise_config.json"
     kind: ClassVar[str]
 
+    @property
+    def period(self) -> int:
+        """Number of frames after which the law repeats: 1 where all places in a window are alike.
+
+        Elsewhere frame n's noise is the same in all windows that start a multiple of `period` apart.
+        """
+        return 1
+
     def sample(self, shape: LatentShape, *, rng: Rng, first_frame: int = 0, past: Tensor | None = None) -> Tensor:
         """Draw the noise of frames first_frame .. first_frame + t - 1, float32 [b c t h w] on the CPU.
 
         Args:
             shape: sizes of the draw; `shape.batch` is the number of seeds in `rng`.
             rng: the film's noise, one seed per sample.
-            first_frame: index in the film of the first frame drawn.
-            past: noise [b c p h w] of the p frames before `first_frame`. The draw then follows the law given
-                exactly this noise, whatever it came from; frames further back are forgotten.
+            first_frame: index in the film of the first frame drawn; it stands at the first place of a window.
+            past: noise [b c p h w] of the p frames before `first_frame`, which then stand at the first places of
+                the window. The draw follows the law given exactly this noise, whatever it came from; frames
+                further back are forgotten.
         """
         if len(rng) != shape.batch:
             raise ValueError(f"rng has {len(rng)} seeds for a batch of {shape.batch}")
@@ -53,8 +63,8 @@ class NoisePrior(ConfigMixin, ABC):
         return self._continue(past, shape, rng, first_frame)
 
     @abstractmethod
-    def covariance(self, num_frames: int, first_frame: int = 0) -> Tensor:
-        """Return the covariance of `num_frames` frames from `first_frame`: float64 [t t], unit diagonal."""
+    def covariance(self, num_frames: int) -> Tensor:
+        """Return the covariance of a window's first `num_frames` frames: float64 [t t], unit diagonal."""
 
     @abstractmethod
     def _draw(self, shape: LatentShape, rng: Rng, first_frame: int) -> Tensor:
@@ -69,7 +79,7 @@ class NoisePrior(ConfigMixin, ABC):
             raise ValueError(f"{num_past} past frames cannot all lie before frame {first_frame}")
         # Only streams of frames >= first_frame: a past drawn from the same rng is independent of them.
         fresh = frame_noise(shape, rng, first_frame)
-        given = conditional(self.covariance(num_past + t, first_frame - num_past), num_past)
+        given = conditional(self.covariance(num_past + t), num_past)
         past = past.to(fresh.device, fresh.dtype)
         return combine(given.mean_weights, past) + combine(given.noise_weights, fresh)
 
@@ -91,6 +101,6 @@ def checked_alpha(alpha: float) -> float:
     Raises:
         UsageError: it is negative or not finite.
     """
-    if not (math.isfinite(alpha) and alpha >= 0):
-        raise UsageError(f"noise prior: alpha={alpha} must be a finite number that is not negative (0 is iid noise).")
+    if not (isinstance(alpha, int | float) and math.isfinite(alpha) and alpha >= 0):
+        raise UsageError(f"noise prior: alpha={alpha!r} must be a finite number that is not negative (0 is iid noise).")
     return float(alpha)

@@ -38,7 +38,7 @@ class ProgressiveNoise(NoisePrior, SchedulerMixin):
         """Correlation of neighbouring frames."""
         return self.alpha / math.sqrt(1 + self.alpha**2)
 
-    def covariance(self, num_frames: int, first_frame: int = 0) -> Tensor:
+    def covariance(self, num_frames: int) -> Tensor:
         index = torch.arange(num_frames, dtype=torch.float64)
         return self.correlation ** (index[:, None] - index[None]).abs()
 

@@ -93,7 +93,6 @@ def recycle(
     kept, renewed = 1 / math.hypot(1, 1 / alpha) if alpha else 0.0, 1 / math.hypot(1, alpha)
     prompt, old = reused[:, :, :num_prompt_frames], reused[:, :, num_prompt_frames:]
     fresh = frame_noise(LatentShape(b, c, num_new, h, w), rng, first_frame + num_prompt_frames).to(reused)
-    # The law belongs to places in the window, hence the covariance from frame 0 whatever the film's frame is.
     mean_weights, noise_weights = conditional(prior.covariance(num_frames), num_prompt_frames)
     new = kept * old + combine((1 - kept) * mean_weights, prompt) + combine(renewed * noise_weights, fresh)
     return torch.cat([prompt, new], dim=2)

@@ -8,6 +8,7 @@ independent noise erases even a correct start (covariance error 0.77 instead of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,7 +22,7 @@ class Ancestral:
 
     eta: float = 1.0
     """Share of the posterior's standard deviation that is drawn anew; 0 is deterministic."""
-    calls_per_step: int = 1
+    calls_per_step: ClassVar[int] = 1
 
     def __call__(
         self,

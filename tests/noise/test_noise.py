@@ -135,6 +135,10 @@ def test_bad_values_are_refused_in_one_sentence() -> None:
         MixedNoise(-1)
     with pytest.raises(UsageError, match="alpha"):
         ProgressiveNoise(math.inf)
+    with pytest.raises(UsageError, match="alpha='1'"):
+        MixedNoise("1")
+    with pytest.raises(UsageError, match="num_frames"):
+        DecomposedNoise(num_frames=10**12)
     with pytest.raises(UsageError, match="lambdas"):
         DecomposedNoise([0.5, 1.5], num_frames=2)
     with pytest.raises(UsageError, match="lambdas"):
@@ -162,3 +166,12 @@ def test_misfits_are_refused() -> None:
 def test_naming_the_priors_loads_no_torch() -> None:
     code = "import sys, latentvid.noise; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_base_frame_stands_in_the_middle_of_every_window() -> None:
+    prior = DecomposedNoise(num_frames=8)
+    first, later = (prior.parts(SHAPE, rng=Rng(1), first_frame=n) for n in (0, 6))
+    assert torch.equal(later.noise[:, :, 3], first.base[:, :, 0])
+    assert torch.equal(later.residual[:, :, :2], first.residual[:, :, 6:])
+    assert prior.period == 8
+    assert DecomposedNoise(base_frame=None).period == 1

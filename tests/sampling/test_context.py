@@ -9,7 +9,7 @@ from torch import Tensor
 from latentvid.core.levels import Level
 from latentvid.sampling import SOLVERS
 from latentvid.sampling.context import with_clean_context
-from tests.laws.test_solvers import angles
+from tests.sampling.toys import angles
 
 CLEAN = torch.randn(2, 3, 2, 4, 4, generator=torch.Generator().manual_seed(1))
 

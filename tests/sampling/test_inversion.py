@@ -11,13 +11,13 @@ from latentvid.noise.progressive import ProgressiveNoise
 from latentvid.sampling import SOLVERS
 from latentvid.sampling.inversion import invert
 from latentvid.sampling.staged import StagedGuidance, overlap_frames
-from tests.laws.test_solvers import (
+from tests.sampling.toys import (
     NUM_FRAMES,
+    SCHEDULES,
     Schedule,
     angles,
     best_denoiser,
     data_covariance,
-    every_schedule,
     factor,
 )
 
@@ -29,7 +29,7 @@ def clips(batch: int = 1) -> Tensor:
     return torch.einsum("ts,bcshw->bcthw", factor(data_covariance()), noise)
 
 
-@every_schedule
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("num_steps", [7, 30])
 def test_there_and_back(schedule: Schedule, num_steps: int) -> None:
     clean, levels = clips(), schedule(num_steps)

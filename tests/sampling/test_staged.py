@@ -10,7 +10,7 @@ from latentvid.core.errors import UsageError
 from latentvid.core.levels import Level
 from latentvid.sampling import SOLVERS
 from latentvid.sampling.staged import StagedGuidance, TrajectoryRecorder, chain, guided_steps, overlap_frames
-from tests.laws.test_solvers import angles
+from tests.sampling.toys import angles
 
 SHAPE = (2, 3, 8, 4, 4)
 
