@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import av
 from av.container import InputContainer
@@ -34,19 +35,29 @@ def open_container(path: Path) -> Iterator[InputContainer]:
         InputError: it is missing, a folder, empty, or of no known video format.
     """
     check_file(path)
-    # "file:" keeps names such as "http:x.mp4" or "-" what they are: names.
-    try:
-        container = av.open(
-            f"file:{path}",
-            metadata_errors="ignore",
-            container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
-        )
-    except (av.FFmpegError, UnicodeError, ValueError) as error:
-        raise InputError(f"{path}: not a video that can be opened ({reason(error)}).") from error
-    try:
-        yield container
-    finally:
-        container.close()
+    with ExitStack() as stack:
+        # "file:" keeps names such as "http:x.mp4" or "-" what they are: names. Those like patterns are hidden.
+        is_pattern = any(character in str(path) for character in "%*?[]{}")
+        source = _Nameless(stack.enter_context(path.open("rb"))) if is_pattern else f"file:{path}"
+        try:
+            container = av.open(
+                source,
+                metadata_errors="ignore",
+                container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+            )
+        except av.ArgumentError as error:
+            raise InputError(f"{path}: of no known video format.") from error
+        except (av.FFmpegError, UnicodeError, ValueError) as error:
+            raise InputError(f"{path}: not a video that can be opened ({reason(error)}).") from error
+        stack.callback(container.close)
+        yield cast(InputContainer, container)
+
+
+class _Nameless:
+    """An open file without a name to guess from."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.read, self.seek, self.tell = stream.read, stream.seek, stream.tell
 
 
 def check_file(path: Path) -> None:
@@ -60,10 +71,15 @@ def check_file(path: Path) -> None:
             raise InputError(f"{path}: is not a regular file.")
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty.")
-        with path.open("rb"):
-            pass
+        with path.open("rb") as stream:
+            if _is_animated_webp(stream.read(21)):
+                raise InputError(f"{path}: animated WebP cannot be read; convert it to GIF or MP4.")
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+
+
+def _is_animated_webp(header: bytes) -> bool:
+    return header[:4] == b"RIFF" and header[8:16] == b"WEBPVP8X" and len(header) > 20 and bool(header[20] & 2)
 
 
 def video_stream(path: Path, container: InputContainer, *, single_thread: bool = False) -> VideoStream:
@@ -79,13 +95,14 @@ def video_stream(path: Path, container: InputContainer, *, single_thread: bool =
     if stream is None:
         what = "only sound" if container.streams.audio else "no pictures"
         raise InputError(f"{path}: no video stream; the file holds {what}.")
-    context = stream.codec_context
+    video = cast(VideoStream, stream)
+    context = video.codec_context
     if context is None:
         raise InputError(f"{path}: its video is of a codec that this build cannot decode.")
     check_size(path, context.width, context.height)
     context.options = {"max_pixels": str(MAX_PIXELS)}
-    stream.thread_type = "NONE" if single_thread else "AUTO"
-    return stream
+    video.thread_type = "NONE" if single_thread else "AUTO"
+    return video
 
 
 def check_size(path: Path, width: int, height: int) -> None:
@@ -101,7 +118,7 @@ class BrokenStream(Exception):
     """Decoding cannot go on; the text says why."""
 
 
-def decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+def decoded(container: InputContainer, stream: VideoStream) -> Generator[VideoFrame]:
     """Yield the frames a player would show, in display order.
 
     Raises:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from latentvid.core.errors import InputError, UsageError
 from latentvid.video.frame import Frame
@@ -25,12 +27,13 @@ if TYPE_CHECKING:
 _CODECS = {"h264", "mpeg4", "mjpeg"}
 _CONTAINERS = ("mov", "matroska", "avi")
 _BATCH_BYTES = 64 << 20
-# Scalers differ in chroma interpolation: edges by much, the mean by little. A wrong matrix or turn moves the mean.
-_MAX_MEAN_DIFFERENCE = 4.0
+# The two scale chroma differently, which shows at edges and averages out over a block; a wrong range or turn does not.
+_BLOCK = 8
+_MAX_MEAN_DIFFERENCE = 3.0
 
 
 class DecordReader:
-    """The `VideoReader` over decord. Open it in the process that reads from it: decord survives neither fork nor pickle."""
+    """The `VideoReader` over decord. To be opened in the process that reads: it survives neither fork nor pickle."""
 
     def __init__(self, reference: PyAVReader) -> None:
         decord = _decord()
@@ -99,6 +102,8 @@ class DecordReader:
             raise self._refusal(f"it does not read {meta.container} files reliably")
         if index.num_hidden:
             raise self._refusal("it ignores the file's edit list")
+        if meta.color_matrix == "bt709" and "color_matrix" in meta.assumed:
+            raise self._refusal("it takes untagged HD for BT.601")
         if not index.is_exact or meta.is_truncated:
             raise self._refusal("the file's own frame count cannot be relied on")
 
@@ -114,13 +119,19 @@ class DecordReader:
         span = float(self._time(count - 1) - self._time(0))
         if abs((last - first) - span) > 0.002:
             raise self._refusal("it tells other frame times")
-        ours = next(self._reference.frames(0, 1)).pixels.permute(1, 2, 0).numpy().astype(np.int16)
-        theirs = self._get([0])[0].astype(np.int16)
-        if ours.shape != theirs.shape or float(np.abs(ours - theirs).mean()) > _MAX_MEAN_DIFFERENCE:
+        ours = next(self._reference.frames(0, 1)).pixels
+        theirs = torch.from_numpy(self._get([0])[0]).permute(2, 0, 1)
+        if ours.shape != theirs.shape or _difference(ours, theirs) > _MAX_MEAN_DIFFERENCE:
             raise self._refusal("it decodes other colours, sizes or turns")
 
     def _refusal(self, why: str) -> InputError:
         return InputError(f"{self._path}: the decord backend cannot be used for this file ({why}); use pyav.")
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    """Mean absolute difference of block averages of [3 h w]."""
+    pooled = F.avg_pool2d(a.float() - b.float(), _BLOCK, ceil_mode=True)
+    return float(pooled.abs().mean())
 
 
 def _decord() -> Any:

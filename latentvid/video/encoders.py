@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import av
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 from PIL import Image
 
 from latentvid.core.errors import UsageError, did_you_mean
@@ -122,7 +123,7 @@ class AvEncoder:
             container_options["movflags"] = "+faststart"
         self._container = av.open(f"file:{target}", "w", container_options=container_options)
         try:
-            stream = self._container.add_stream(name, rate=settings.fps, options=options)
+            stream = cast(VideoStream, self._container.add_stream(name, rate=settings.fps, options=options))
             stream.width, stream.height, stream.pix_fmt = settings.width, settings.height, pix_fmt
             self._tick = _tick(settings)
             stream.time_base = self._tick

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from latentvid.core.errors import InputError
 
-VIDEO_SUFFIXES = frozenset(
-    [".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".wmv", ".asf", ".flv", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".m2v", ".3gp", ".3g2", ".ogv", ".ogg", ".mxf", ".nut", ".gif", ".apng", ".y4m", ".h264", ".264", ".hevc", ".265", ".ivf", ".vob", ".dv"]
-)
+VIDEO_SUFFIXES = frozenset({
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".wmv", ".asf", ".flv", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg",
+    ".m2v", ".3gp", ".3g2", ".ogv", ".mxf", ".nut", ".gif", ".apng", ".y4m", ".h264", ".264", ".hevc", ".265", ".ivf",
+    ".vob", ".dv",
+})  # fmt: skip
 STILL_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"])
 
 

@@ -43,10 +43,23 @@ class Orientation:
         return picture[:: -1 if self.flips_y else 1, :: -1 if self.flips_x else 1]
 
 
+_QUARTER_TURNS = {
+    0: Orientation(),
+    90: Orientation(is_transposed=True, flips_x=True),
+    180: Orientation(flips_x=True, flips_y=True),
+    270: Orientation(is_transposed=True, flips_y=True),
+}
+
+
 def orientation_of(frame: VideoFrame) -> Orientation:
     """Read a frame's display matrix [a b u; c d v; ..]: x' = a x + c y, y' = b x + d y, with y downwards."""
-    side = frame.side_data.get(Type.DISPLAYMATRIX)
-    return Orientation() if side is None else from_matrix(np.frombuffer(bytes(side), dtype=np.int32))
+    try:
+        side = frame.side_data[Type.DISPLAYMATRIX]  # type: ignore[typeddict-item]
+    except KeyError:
+        return Orientation()
+    except ValueError:  # the binding meets a kind of side data it has no name for; it still knows the turn
+        return _QUARTER_TURNS.get(-frame.rotation % 360, Orientation(is_exact=False))
+    return from_matrix(np.frombuffer(bytes(side), dtype=np.int32))
 
 
 def from_matrix(matrix: np.ndarray) -> Orientation:

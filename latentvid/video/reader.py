@@ -88,7 +88,7 @@ class PyAVReader:
             raise ValueError(f"frames {start}..{stop} is no range")
         if stop is not None and stop == start:
             return iter(())
-        if start > 0 and self.scan.index.is_exact:
+        if start > 0 and self.scan.index.is_exact and not self._allow_truncated:
             return self._from_seek(start, stop)
         return self._from_beginning(start, stop)
 
@@ -125,6 +125,8 @@ class PyAVReader:
     def _from_seek(self, start: int, stop: int | None) -> Iterator[Frame]:
         pts = self.scan.index.pts
         if start >= len(pts):
+            if self._meta.is_truncated:
+                self._broken(len(pts), "the file is cut short")
             return
         make = _FrameMaker(self._path, self.scan)
         count = start
@@ -137,7 +139,11 @@ class PyAVReader:
                         if count == start and (picture.pts is None or picture.pts < pts[start]):
                             continue
                         # A seek may land too late (streams without clean entry points): then read from the front.
-                        if bisect_left(pts, picture.pts) != count or pts[min(count, len(pts) - 1)] != picture.pts:
+                        if (
+                            picture.pts is None
+                            or bisect_left(pts, picture.pts) != count
+                            or pts[min(count, len(pts) - 1)] != picture.pts
+                        ):
                             break
                         yield make(picture, make.time_of(picture, count), count)
                         count += 1
@@ -147,15 +153,18 @@ class PyAVReader:
                 pass  # damage near an entry point may be an artefact of the seek; the plain read decides
         if count < len(pts):
             yield from self._from_beginning(count, stop)
+        elif self._meta.is_truncated:
+            self._broken(count, "the file is cut short")
 
     def _broken(self, count: int, why: str) -> None:
-        said = self._meta.num_frames
         if not self._allow_truncated:
+            known = self._meta.num_frames
+            frames = f"its first {count} of {known}" if known > count else f"its first {count}"
             raise InputError(
-                f"{self._path}: damaged; only its first {count} of {max(said, count)} frames can be decoded ({why}). "
-                "Repair it, or allow truncated input to use these."
+                f"{self._path}: damaged ({why}); only {frames} frames can be decoded. "
+                "Repair the file, or allow truncated input to use these."
             )
-        self._note(count, f"damaged: only the first {count} frames could be decoded ({why})", is_truncated=True)
+        self._note(count, f"damaged ({why}): only the first {count} frames could be decoded", is_truncated=True)
 
     def _ended(self, count: int, make: _FrameMaker) -> None:
         if self._meta.is_truncated:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 from av.audio.stream import AudioStream
@@ -32,6 +34,8 @@ class _Segment:
     """Earliest presentation time, ticks."""
     length: int
     """Ticks from there to the end of the last frame."""
+    delay: int
+    """Ticks by which decoding must run ahead of showing, for frames that are stored out of order."""
 
 
 def concat_segments(
@@ -83,8 +87,8 @@ def _copy(segments: Sequence[_Segment], target: OutputContainer, audio_from: Pat
             if not sounds:
                 _mux(target, _film(segments, video))
                 return
-            source = sound_file.streams.best("audio") or sounds[0]
-            audio: AudioStream = target.add_stream_from_template(source)
+            source = cast(AudioStream, sound_file.streams.best("audio") or sounds[0])
+            audio = target.add_stream_from_template(source)
             audio.time_base = source.time_base
             end_s = sum((s.length * s.time_base for s in segments), Fraction(0))
             sound = _sound(sound_file, source, audio, _picture_start(audio_from), end_s)
@@ -102,23 +106,26 @@ def _decode_time(packet: Packet) -> Fraction:
 
 
 def _film(segments: Sequence[_Segment], stream: VideoStream) -> Iterator[Packet]:
-    """Yield the packets of all segments on one clock."""
+    """Yield the packets of all segments on one clock.
+
+    Decode times are made anew from the show times in order, less one delay for the whole film: encoders start segments
+    of different lengths with different delays, and those would cross where segments meet.
+    """
     offset = 0
-    last_dts: int | None = None
+    delay = max(segment.delay for segment in segments)
     for segment in segments:
         shift = offset - segment.first
-        for packet in _packets(segment.path):
-            packet.pts += shift
-            packet.dts += shift
-            if last_dts is not None and packet.dts <= last_dts:
-                raise InputError(f"{segment.path}: its packets would not follow those of the segment before it.")
-            last_dts = packet.dts
+        shown = sorted(time for _, time in _packets(segment.path))
+        for (packet, time), dts in zip(_packets(segment.path), shown, strict=True):
+            packet.pts = time + shift
+            packet.dts = dts + shift - delay
             packet.stream = stream
             yield packet
         offset += segment.length
 
 
-def _packets(path: Path) -> Iterator[Packet]:
+def _packets(path: Path) -> Iterator[tuple[Packet, int]]:
+    """Yield a segment's packets in decode order, each with its show time in ticks."""
     with open_container(path) as container:
         stream = video_stream(path, container)
         try:
@@ -127,29 +134,35 @@ def _packets(path: Path) -> Iterator[Packet]:
                     continue
                 if packet.pts is None or packet.dts is None or packet.is_corrupt:
                     raise InputError(f"{path}: damaged, or its packets carry no times.")
-                yield packet
+                yield packet, packet.pts
         except av.FFmpegError as error:
             raise InputError(f"{path}: damaged ({reason(error)}).") from error
 
 
 def _examine(path: Path) -> _Segment:
-    first: int | None = None
+    stored: list[int] = []
     end = 0
-    for packet in _packets(path):
-        if first is None and not packet.is_keyframe:
+    for packet, time in _packets(path):
+        if not stored and not packet.is_keyframe:
             raise InputError(f"{path}: does not begin with a key frame.")
         if packet.is_discard:
             raise InputError(f"{path}: hides frames by an edit list; such a file cannot be joined without re-encoding.")
-        first = packet.pts if first is None else min(first, packet.pts)
-        end = max(end, packet.pts + max(1, packet.duration or 0))
-    if first is None:
+        stored.append(time)
+        end = max(end, time + max(1, packet.duration or 0))
+    if not stored:
         raise InputError(f"{path}: holds no frames.")
+    shown = sorted(stored)
+    if any(a == b for a, b in itertools.pairwise(shown)):
+        raise InputError(f"{path}: two frames share one time.")
+    delay = max(in_order - time for in_order, time in zip(shown, stored, strict=True))
     with open_container(path) as container:
         stream = video_stream(path, container)
         context = stream.codec_context
         parameters = bytes(context.extradata or b"")
         size = (context.width, context.height)
-        return _Segment(path, context.name, parameters, size, stream.time_base, first, end - first)
+        return _Segment(
+            path, context.name, parameters, size, stream.time_base or Fraction(1), shown[0], end - shown[0], delay
+        )
 
 
 def _check_alike(first: _Segment, other: _Segment) -> None:

@@ -143,6 +143,7 @@ def _describe(
     is_timed = isinstance(index.pts, list)
     tick = stream.time_base or Fraction(1, 1000)
     fps, is_assumed = _average_rate(stream, index, tick)
+    is_assumed |= container.format.name.endswith("_pipe")  # a still has no rate
     width, height = orientation.size(frame.width, frame.height)
     ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
     if orientation.is_transposed:

@@ -28,8 +28,9 @@ class VideoWriter:
     """Encodes frames as they come, holding at most a few of them. Use as a context manager.
 
     H.264 in 4:2:0 with BT.709 limited-range values and tags, sRGB in; odd sizes keep their size as 4:4:4, which not
-    every player shows. Codecs "h264-lossless" (RGB) and "ffv1" (`.mkv`, times rounded to milliseconds) return every bit;
-    `.gif`, and `.png`/`.jpg`/`.webp` for one frame, follow from the suffix. Equal input gives equal bytes on one machine.
+    every player shows. Codecs "h264-lossless" (RGB) and "ffv1" (`.mkv`, times rounded to milliseconds) return every
+    bit; `.gif`, and `.png`/`.jpg`/`.webp` for one frame, follow from the suffix. Equal input gives equal bytes on one
+    machine.
 
     When the block ends with an exception (an interrupt included), nothing is left and an older file stays as it was.
     """
