@@ -1,0 +1,1 @@
+"""Metrics run over reconstructions, samples and long films, written as tables, JSON and pictures."""

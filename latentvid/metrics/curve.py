@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -18,6 +18,8 @@ class PsnrCurve:
         period: a chunk length in frames. With it, `curve_phase_spread` is the spread (dB) between the best and the
             worst position within a chunk; a decoder without seams has next to none.
     """
+
+    is_over_set: ClassVar[bool] = False
 
     def __init__(self, *, period: int | None = None) -> None:
         if period is not None and period < 2:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -64,6 +64,8 @@ class Drift:
         every: or the window stride: joins at its multiples.
         num_neighbours: steps on either side of a join to compare it with.
     """
+
+    is_over_set: ClassVar[bool] = False
 
     def __init__(self, *, joins: Sequence[int] = (), every: int | None = None, num_neighbours: int = 8) -> None:
         if (every is not None and every < 1) or num_neighbours < 1:

@@ -5,7 +5,7 @@ A still wall that shimmers after a round trip scores high here while its PSNR is
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -23,6 +23,8 @@ class Flicker:
     Args:
         threshold: largest change, on the 0-255 scale, that counts as static. Sensor noise lies below about 2.
     """
+
+    is_over_set: ClassVar[bool] = False
 
     def __init__(self, *, threshold: float = 2.0) -> None:
         if threshold < 0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -132,6 +132,8 @@ class Frechet:
         num_frames: frames per clip; 1 with an image network gives FID.
         stride: frames between the starts of clips; None is num_frames.
     """
+
+    is_over_set: ClassVar[bool] = True
 
     def __init__(
         self,

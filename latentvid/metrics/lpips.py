@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import safetensors
 import safetensors.torch
@@ -86,6 +86,8 @@ class Lpips:
         device: where the network runs.
         network: one that is loaded already, in place of the three above.
     """
+
+    is_over_set: ClassVar[bool] = False
 
     def __init__(
         self,

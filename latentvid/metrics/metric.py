@@ -7,7 +7,7 @@ does not grow with the chunk.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from latentvid.core.errors import UsageError
 @runtime_checkable
 class Metric(Protocol):
     """A number (or a few) about a video, or about a video against a reference."""
+
+    is_over_set: ClassVar[bool]
+    """The number exists for a set of clips only, not for one clip."""
 
     def update(self, video: Tensor, reference: Tensor | None = None) -> None:
         """Take the next chunk of the current clip, [t 3 h w] in [-1, 1]; t may be any number, zero included."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -34,6 +34,8 @@ class Psnr:
     `psnr_pooled` is the mean over clips of the PSNR of the clip's pooled squared error; it is never higher within
     a clip, and bad frames weigh more. Codec papers report either; say which.
     """
+
+    is_over_set: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.reset()

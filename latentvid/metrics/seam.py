@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -72,6 +72,8 @@ class Seam:
         every: or the window stride: joins at its multiples.
         num_neighbours: steps on either side of a join that the median is taken of.
     """
+
+    is_over_set: ClassVar[bool] = False
 
     def __init__(self, *, joins: Sequence[int] = (), every: int | None = None, num_neighbours: int = 8) -> None:
         if (every is not None and every < 1) or num_neighbours < 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from kornia.metrics import ssim
@@ -16,6 +16,8 @@ WINDOW = 11
 
 class Ssim:
     """`ssim`: the mean over frames of SSIM over RGB, Gaussian window of 11 (sigma 1.5), whole windows only."""
+
+    is_over_set: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.reset()
