@@ -118,6 +118,7 @@ def _resolution(folder: Path) -> list[int] | None:
     if not (vae.is_file() and unet.is_file()):
         return None
     settings = _config(vae)
+    settings = settings.get("image_autoencoder") or settings
     blocks = settings.get("block_out_channels") or settings.get("encoder_block_out_channels")
     size = _config(unet).get("sample_size")
     if not blocks or not size:

@@ -55,6 +55,12 @@ def test_describes_a_pipeline(pipeline: Path) -> None:
     json.dumps(found)
 
 
+def test_the_resolution_of_a_decoder_grown_from_an_image_autoencoder(pipeline: Path) -> None:
+    grown = {"_class_name": "TemporalAutoencoder", "image_autoencoder": {"block_out_channels": [8, 8]}}
+    (pipeline / "vae" / "config.json").write_text(json.dumps(grown), encoding="utf-8")
+    assert describe_checkpoint(pipeline)["resolution"] == [32, 32]
+
+
 def test_counts_real_weights(assets: Path) -> None:
     found = describe_checkpoint(assets / "weights" / "taesd")
     assert (found["type"], found["class"], found["num_parameters"]) == ("component", "AutoencoderTiny", 2_445_063)
