@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-AMPLIFICATION = 8
+AMPLIFICATION = 4
 
 _GAP, _HEADER = 4, 22
 

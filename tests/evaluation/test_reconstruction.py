@@ -17,7 +17,7 @@ from torch import Tensor
 from latentvid.core.errors import CheckpointError, UsageError
 from latentvid.core.rng import Rng
 from latentvid.core.shapes import LatentShape, VideoShape
-from latentvid.evaluation.pictures import amplified_difference, picture_indices
+from latentvid.evaluation.pictures import AMPLIFICATION, amplified_difference, picture_indices
 from latentvid.evaluation.reconstruction import chunk_error, evaluate_reconstruction, fit, reconstruct
 from latentvid.metrics.frechet import Frechet
 from latentvid.metrics.psnr import CAP_DB, Psnr
@@ -224,5 +224,5 @@ def test_pictures_show_the_ends_and_amplify() -> None:
     assert picture_indices(3, 4) == [0, 1, 2]
     assert picture_indices(0, 4) == []
     source = torch.full((3, 2, 2), 100, dtype=torch.uint8)
-    assert torch.equal(amplified_difference(source + 2, source), torch.full_like(source, 128 + 16))
+    assert torch.equal(amplified_difference(source + 2, source), torch.full_like(source, 128 + 2 * AMPLIFICATION))
     assert torch.equal(amplified_difference(source - 50, source), torch.zeros_like(source))
