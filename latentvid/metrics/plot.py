@@ -64,7 +64,7 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
     [0.0, 20.0, 40.0, 60.0, 80.0]
     """
     rough = (high - low) / max(1, count)
-    magnitude = 10 ** math.floor(math.log10(rough))
+    magnitude = 10.0 ** math.floor(math.log10(rough))
     step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= rough * 0.999)
     return [round(i * step, 12) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
