@@ -1,342 +1,332 @@
-"""A procedural world of skies: drifting clouds over changing ground, endless, seeded, captioned, measurable.
+"""The sky world: clouds drifting over changing grounds, by time of day, with sun, moon and stars.
 
-Every scene is a handful of named attributes and a seed. Frame n of a scene is a function of (scene, n, size), so a
-clip can be rendered from anywhere and is part of any longer one.
+A scene is drawn from a seed; every frame is a function of the scene and its number, at any size. Distances are in
+picture heights, so that one scene looks the same in 64 and in 512 pixels.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from latentvid.core.rng import Rng
-
-TIMES = ("dawn", "day", "dusk", "night")
-GROUNDS = ("hills", "mountains", "sea", "desert", "forest")
-WINDS = ("left", "right")
-SPEEDS = ("slow", "fast")
-COVERS = ("wispy", "scattered", "heavy")
+from latentvid.data.worlds import sky_captions
+from latentvid.data.worlds.fields import Array, ScrollingField, smoothstep
+from latentvid.data.worlds.grounds import Canvas, Light, draw_ground
+from latentvid.data.worlds.palette import PALETTES, mix, shift_hue
+from latentvid.data.worlds.sky_captions import COVERS, DIRECTIONS, GROUNDS, SPEEDS, TIMES
 
 FPS = 12
-"""Frames per second at which the drift looks like a time lapse."""
-
-# Colours in [0, 1]: zenith and horizon of the sky, lit and shaded cloud, light on the ground, disc and its glow.
-PALETTE: dict[str, dict[str, tuple[float, float, float]]] = {
-    "dawn": {
-        "zenith": (0.45, 0.55, 0.82),
-        "horizon": (1.0, 0.80, 0.74),
-        "lit": (1.0, 0.86, 0.84),
-        "shade": (0.62, 0.56, 0.72),
-        "ground": (0.72, 0.62, 0.66),
-        "disc": (1.0, 0.95, 0.80),
-        "glow": (0.55, 0.30, 0.18),
-    },
-    "day": {
-        "zenith": (0.16, 0.42, 0.84),
-        "horizon": (0.70, 0.86, 0.98),
-        "lit": (1.0, 1.0, 1.0),
-        "shade": (0.68, 0.73, 0.80),
-        "ground": (1.0, 1.0, 0.98),
-        "disc": (1.0, 1.0, 0.92),
-        "glow": (0.35, 0.32, 0.22),
-    },
-    "dusk": {
-        "zenith": (0.22, 0.16, 0.40),
-        "horizon": (0.98, 0.46, 0.16),
-        "lit": (0.98, 0.52, 0.30),
-        "shade": (0.34, 0.20, 0.36),
-        "ground": (0.44, 0.28, 0.26),
-        "disc": (1.0, 0.78, 0.40),
-        "glow": (0.60, 0.26, 0.06),
-    },
-    "night": {
-        "zenith": (0.015, 0.025, 0.085),
-        "horizon": (0.07, 0.11, 0.24),
-        "lit": (0.27, 0.31, 0.42),
-        "shade": (0.07, 0.09, 0.16),
-        "ground": (0.13, 0.15, 0.25),
-        "disc": (0.94, 0.95, 0.90),
-        "glow": (0.16, 0.18, 0.24),
-    },
-}
-
-GROUND_COLOURS: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
-    # far, near
-    "hills": ((0.45, 0.62, 0.35), (0.27, 0.50, 0.16)),
-    "mountains": ((0.58, 0.60, 0.68), (0.36, 0.36, 0.42)),
-    "sea": ((0.30, 0.52, 0.66), (0.05, 0.24, 0.42)),
-    "desert": ((0.93, 0.77, 0.52), (0.82, 0.56, 0.28)),
-    "forest": ((0.20, 0.34, 0.24), (0.05, 0.15, 0.09)),
+# Widths per frame.
+_WIND = {"slow": (0.0050, 0.0075), "fast": (0.0150, 0.0210)}
+_HORIZON = {
+    "hills": (0.60, 0.66),
+    "mountains": (0.56, 0.61),
+    "sea": (0.60, 0.68),
+    "desert": (0.64, 0.70),
+    "forest": (0.58, 0.64),
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SkyScene:
-    """What a clip shows. The words are what captions say; the numbers are jitter around them."""
+    """Everything that was drawn for one scene."""
 
     time_of_day: str
     ground: str
     wind_direction: str
     wind_speed: str
     cloud_cover: str
-    drift: float
-    """Clouds' movement, in widths per frame, positive to the right."""
-    light: tuple[float, float]
-    """Place of the sun or moon: x in widths, height above the horizon in heights."""
+    wind: float
+    """Widths per frame that the near clouds move, positive to the right."""
+    cover: float
+    """Where in the range of its cloud cover this scene lies, 0 to 1."""
+    light_x: float
+    """Place of sun or moon across the picture, 0 to 1."""
+    light_height: float
+    """Height of sun or moon between the horizon (0) and the top (1)."""
     horizon: float
-    """Height of the ground, in heights from the top."""
-    tint: tuple[float, float, float]
+    """Heights from the top."""
+    hue: float
+    """Turn of all sky colours, in circles."""
     seed: int
+    """Of clouds, ground and stars."""
 
 
-def sample_scene(rng: Rng) -> SkyScene:
-    """Draw a scene; equal streams give equal scenes."""
-    rand = np.random.default_rng(rng.seed_of("sky"))
-    pick = lambda words: words[int(rand.integers(len(words)))]  # noqa: E731
-    time, ground, wind, speed = pick(TIMES), pick(GROUNDS), pick(WINDS), pick(SPEEDS)
-    cover = COVERS[int(rand.choice(3, p=(0.25, 0.45, 0.30)))]
-    pace = rand.uniform(0.005, 0.009) if speed == "slow" else rand.uniform(0.016, 0.024)
+class SkyWorld:
+    """The sky as a world."""
+
+    fps = FPS
+
+    def sample_scene(self, rng: Rng | int) -> SkyScene:
+        return sample_scene(rng)
+
+    def render(
+        self, scene: SkyScene, num_frames: int, height: int = 128, width: int = 128, *, start_frame: int = 0
+    ) -> NDArray[np.uint8]:
+        return render(scene, num_frames, height, width, start_frame=start_frame)
+
+    def caption(self, scene: SkyScene, rng: Rng | int) -> str:
+        return sky_captions.caption(scene, rng)
+
+    def canonical_caption(self, scene: SkyScene) -> str:
+        return sky_captions.canonical_caption(scene)
+
+    def caption_corpus(self, num_captions: int = 4000) -> Iterator[str]:
+        scenes = (sample_scene(Rng(0).child(f"corpus/{i}")) for i in itertools.count())
+        return sky_captions.caption_corpus(scenes, num_captions)
+
+
+def sample_scene(rng: Rng | int) -> SkyScene:
+    """Draw a scene: every attribute evenly, everything else within what looks right for it."""
+    draw = np.random.default_rng(rng if isinstance(rng, int) else rng.seed_of("sky"))
+
+    def pick(options: tuple[str, ...]) -> str:
+        return options[int(draw.integers(len(options)))]
+
+    time, ground, direction, speed, cover = (pick(o) for o in (TIMES, GROUNDS, DIRECTIONS, SPEEDS, COVERS))
+    wind = float(draw.uniform(*_WIND[speed]))
     low = time in ("dawn", "dusk")
     return SkyScene(
-        time,
-        ground,
-        wind,
-        speed,
-        cover,
-        drift=float(pace if wind == "right" else -pace),
-        light=(float(rand.uniform(0.12, 0.88)), float(rand.uniform(0.04, 0.14) if low else rand.uniform(0.28, 0.52))),
-        horizon=float(rand.uniform(0.64, 0.74)),
-        tint=tuple(float(v) for v in rand.normal(0, 0.018, 3)),  # type: ignore[arg-type]
-        seed=int(rand.integers(1 << 40)),
+        time_of_day=time,
+        ground=ground,
+        wind_direction=direction,
+        wind_speed=speed,
+        cloud_cover=cover,
+        wind=wind if direction == "right" else -wind,
+        cover=float(draw.uniform()),
+        light_x=float(draw.uniform(0.15, 0.85)),
+        light_height=float(draw.uniform(0.10, 0.30) if low else draw.uniform(0.50, 0.85)),
+        horizon=float(draw.uniform(*_HORIZON[ground])),
+        hue=float(draw.uniform(-0.015, 0.015)),
+        seed=int(draw.integers(2**31)),
     )
 
 
-def render(scene: SkyScene, num_frames: int, height: int, width: int, *, start_frame: int = 0) -> np.ndarray:
-    """Return frames start_frame .. of the scene, uint8 [t 3 h w]."""
-    fields = _fields(scene, height, width)
-    frames = [_frame(scene, fields, start_frame + k, height, width) for k in range(num_frames)]
-    return np.stack(frames)
+def render(
+    scene: SkyScene, num_frames: int, height: int = 128, width: int = 128, *, start_frame: int = 0
+) -> NDArray[np.uint8]:
+    """Return frames start_frame .. start_frame + num_frames - 1 of the scene, [t 3 h w], at 12 frames per second.
 
-
-def caption(scene: SkyScene, rng: Rng) -> str:
-    """Return one of many wordings; each attribute keeps its word, and is left out in one wording of ten."""
-    rand = np.random.default_rng(rng.seed_of("caption"))
-    said = {name: rand.random() > 0.1 for name in ("time", "ground", "wind", "speed", "cover")}
-    return _word(scene, said, int(rand.integers(len(_TEMPLATES))))
-
-
-def canonical_caption(scene: SkyScene) -> str:
-    """Return the wording that names every attribute.
-
-    >>> canonical_caption(sample_scene(Rng(3))).split()[-2:]  # doctest: +SKIP
-    ['at', 'dusk']
+    A frame does not depend on which others are rendered with it.
     """
-    return _word(scene, dict.fromkeys(("time", "ground", "wind", "speed", "cover"), True), 0)
+    if min(num_frames, height, width) < 1 or start_frame < 0:
+        raise ValueError(f"cannot render {num_frames} frames of {height}x{width} from frame {start_frame}")
+    stage = _Stage(scene, height, width)
+    clip = np.empty((num_frames, 3, height, width), np.uint8)
+    for i in range(num_frames):
+        frame = stage.frame(start_frame + i)
+        frame *= 255
+        frame += 0.5
+        clip[i] = np.clip(frame, 0, 255, out=frame)
+    return clip
 
 
-_TEMPLATES = (
-    "{cover} clouds drifting {speed} {wind} over {ground} {time}",
-    "{ground} {time}, {cover} clouds moving {speed} {wind}",
-    "a timelapse of {cover} clouds {time} over {ground}, blowing {speed} {wind}",
-    "a sky {time} with {cover} clouds above {ground}, drifting {speed} {wind}",
-    "{cover} clouds {time}, moving {speed} {wind}, {ground} below",
-)
-_GROUND_WORDS = {
-    "hills": "green hills",
-    "mountains": "mountains",
-    "sea": "the sea",
-    "desert": "the desert",
-    "forest": "a forest",
-}
-_TIME_WORDS = {"dawn": "at dawn", "day": "by day", "dusk": "at dusk", "night": "at night"}
-_SPEED_WORDS = {"slow": "slowly", "fast": "fast"}
-_WIND_WORDS = {"left": "to the left", "right": "to the right"}
+class _Stage:
+    """All of a scene that stands still at one size, and what moves, ready to be drawn."""
 
-
-def _word(scene: SkyScene, said: dict[str, bool], template: int) -> str:
-    words = {
-        "time": _TIME_WORDS[scene.time_of_day],
-        "ground": _GROUND_WORDS[scene.ground],
-        "wind": _WIND_WORDS[scene.wind_direction],
-        "speed": _SPEED_WORDS[scene.wind_speed],
-        "cover": scene.cloud_cover,
-    }
-    text = _TEMPLATES[template].format(**{name: words[name] if said[name] else "" for name in words})
-    for loose, mended in (("over  ", " "), ("over ,", ","), ("above ,", ","), (" ,", ",")):
-        text = text.replace(loose, mended)
-    text = " ".join(text.split()).strip(" ,")
-    return text.removesuffix(" over").removesuffix(" below").strip(" ,")
-
-
-@dataclass(frozen=True)
-class _Fields:
-    """What of a scene does not change from frame to frame."""
-
-    sky: np.ndarray  # [3 h w], gradient, glow and disc
-    low: np.ndarray  # [h n] near clouds' noise, tileable along n
-    high: np.ndarray  # [h n] far, thin clouds' noise
-    haze: np.ndarray  # [h 1] how much a cloud at this height fades into the sky
-    stars: np.ndarray  # [h w] brightness
-    star_phase: np.ndarray
-    ground: np.ndarray  # [3 h w]
-    cover: np.ndarray  # [h w] share of the ground in a pixel
-    glitter: np.ndarray | None  # [h n] sea only
-
-
-@lru_cache(maxsize=4)
-def _fields(scene: SkyScene, height: int, width: int) -> _Fields:
-    rand = np.random.default_rng(scene.seed)
-    colours = {k: np.array(v, np.float32) for k, v in PALETTE[scene.time_of_day].items()}
-    tint = np.array(scene.tint, np.float32)
-    y = (np.arange(height, dtype=np.float32) + 0.5) / height
-    x = (np.arange(width, dtype=np.float32) + 0.5) / width
-    rise = np.clip(1 - y / scene.horizon, 0, 1)  # 0 at the horizon, 1 at the top
-    mix = (rise**0.75)[:, None, None]
-    sky = colours["horizon"] * (1 - mix) + colours["zenith"] * mix + tint  # [h 1 3]
-    sky = np.broadcast_to(sky, (height, width, 3)).transpose(2, 0, 1).copy()
-    light_y = scene.horizon - scene.light[1]
-    distance = np.hypot((x[None] - scene.light[0]) * width / height, y[:, None] - light_y)
-    for reach, strength in ((0.40, 0.55), (0.13, 0.75)):
-        sky += colours["glow"][:, None, None] * strength * np.exp(-((distance / reach) ** 2))
-    radius = 0.055 if scene.time_of_day != "day" else 0.048
-    disc = np.clip((radius - distance) * height * 0.9 + 0.5, 0, 1)
-    if scene.time_of_day == "night":
-        bite = np.hypot((x[None] - scene.light[0] - 0.028) * width / height, y[:, None] - light_y + 0.012)
-        disc = disc * (1 - 0.85 * np.clip((radius * 0.92 - bite) * height * 0.9 + 0.5, 0, 1))
-    sky = sky * (1 - disc) + colours["disc"][:, None, None] * disc
-    columns = _columns(width)
-    rows = 4.3 / (rise * 0.7 + 0.42)  # clouds grow flatter and denser towards the horizon
-    low = _sample_rows(_noise(rand, 128, columns, 1.75, stretch=2.2), rows * 14)
-    high = _sample_rows(_noise(rand, 128, columns, 1.5, stretch=5.0), rows * 11 + 40)
-    ground, cover = _ground(scene, rand, colours, height, width, y, x)
-    stars = np.zeros((height, width), np.float32)
-    if scene.time_of_day == "night":
-        for _ in range(46):
-            sy, sx = rand.uniform(0, scene.horizon * 0.92), rand.uniform(0, 1)
-            spot = ((x[None] - sx) * width) ** 2 + ((y[:, None] - sy) * height) ** 2
-            stars += rand.uniform(0.25, 0.95) * np.exp(-spot / (2 * (0.0062 * height) ** 2))
-    glitter = None
-    if scene.ground == "sea":
-        glitter = _sample_rows(_noise(rand, 128, columns, 1.0, stretch=4.0), np.arange(height) * 128.0 / height * 1.9)
-    haze = np.clip(rise * 7, 0, 1)[:, None]
-    return _Fields(sky, low, high, haze, stars, rand.uniform(0, 6.28, (height, width)), ground, cover, glitter)
-
-
-def _frame(scene: SkyScene, fields: _Fields, n: int, height: int, width: int) -> np.ndarray:
-    colours = {k: np.array(v, np.float32)[:, None, None] for k, v in PALETTE[scene.time_of_day].items()}
-    drift = scene.drift * n * width
-    low = _scroll(fields.low, drift, width)
-    towards_light = _scroll(fields.low, drift + (3.0 if scene.light[0] < 0.5 else -3.0) * width / 128, width)
-    high = _scroll(fields.high, drift * 0.7, width)
-    threshold = {"wispy": 1.75, "scattered": 0.25, "heavy": -1.05}[scene.cloud_cover]
-    dense = _smooth((low - threshold) / 1.25) * (0.95 if scene.cloud_cover != "wispy" else 0.7)
-    thin = _smooth((high - (0.35 if scene.cloud_cover == "wispy" else 0.6)) / 1.8)
-    thin = thin * (0.62 if scene.cloud_cover == "wispy" else 0.4)
-    light = np.clip(0.55 + 0.35 * (low - towards_light) - 0.16 * (low - threshold), 0, 1)
-    if scene.cloud_cover == "heavy":
-        light = light * 0.8
-    sky = fields.sky
-    if scene.time_of_day == "night":
-        sky = sky + fields.stars * (0.75 + 0.25 * np.sin(fields.star_phase + n * 0.9))
-    sky = sky + (colours["lit"] - sky) * (thin * fields.haze)
-    cloud = colours["shade"] + (colours["lit"] - colours["shade"]) * light
-    sky = sky + (cloud - sky) * (dense * (0.35 + 0.65 * fields.haze))
-    ground = fields.ground
-    if fields.glitter is not None:
-        wave = _scroll(fields.glitter, n * 0.45 * width / 128, width) + _scroll(fields.glitter[::-1], -n * 0.3, width)
-        x = (np.arange(width, dtype=np.float32) + 0.5) / width
-        lane = np.exp(-(((x - scene.light[0]) / 0.10) ** 2))[None]
-        ground = ground * (1 + 0.10 * wave) + colours["disc"] * 0.5 * lane * _smooth((wave - 0.6) / 1.6)
-    image = sky + (ground - sky) * fields.cover
-    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def _ground(
-    scene: SkyScene,
-    rand: np.random.Generator,
-    colours: dict[str, np.ndarray],
-    height: int,
-    width: int,
-    y: np.ndarray,
-    x: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    far, near = (np.array(c, np.float32) for c in GROUND_COLOURS[scene.ground])
-    layers = {  # (base below the horizon, amplitude, roughness) from far to near
-        "hills": ((0.0, 0.045, 2.6), (0.07, 0.05, 2.8), (0.16, 0.05, 3.0)),
-        "mountains": ((-0.06, 0.17, 1.75), (0.05, 0.10, 1.8), (0.19, 0.05, 2.0)),
-        "sea": ((0.0, 0.0, 3.0),),
-        "desert": ((0.02, 0.02, 3.2), (0.10, 0.04, 3.4), (0.20, 0.05, 3.4)),
-        "forest": ((0.0, 0.030, 1.2), (0.06, 0.034, 1.1), (0.14, 0.04, 1.0)),
-    }[scene.ground]
-    image = np.zeros((3, height, width), np.float32)
-    total = np.zeros((height, width), np.float32)
-    for k, (base, amplitude, roughness) in enumerate(layers):
-        ridge = scene.horizon + base - amplitude * _line(rand, width, roughness)
-        cover = np.clip((y[:, None] - ridge[None]) * height + 0.5, 0, 1)
-        depth = k / max(1, len(layers) - 1) if len(layers) > 1 else 0.0
-        colour = (far + (near - far) * depth)[:, None, None] * np.ones((1, height, width), np.float32)
-        below = np.clip((y[:, None] - ridge[None]) / 0.3, 0, 1)
+    def __init__(self, scene: SkyScene, height: int, width: int) -> None:
+        self.scene = scene
+        self.canvas = Canvas.of(height, width)
+        self.aspect = width / height
+        self.palette = PALETTES[scene.time_of_day]
+        self.light_x = scene.light_x * self.aspect
+        self.light_y = scene.horizon * (1 - scene.light_height)
+        rows = len(self.canvas.y)
+        self.backdrop, self.glow = self._backdrop()
+        self.clouds = self._cloud_layers()
+        self.stars = _Stars(scene, self.canvas) if scene.time_of_day == "night" else None
+        haze = self._color("horizon")
+        if scene.cloud_cover == "overcast":
+            haze = mix(haze, self._color("cloud_shadow"), 0.45)
+        light = Light(self._ambient(), haze, self._color("glow"), self.light_x)
+        self.sea: _Sea | None = None
         if scene.ground == "sea":
-            colour = far[:, None, None] + (near - far)[:, None, None] * np.sqrt(below)[None]
-        elif scene.ground == "mountains" and k == 0:
-            snow = _smooth((0.045 - (y[:, None] - ridge[None])) / 0.03 + 0.35 * _line(rand, width, 1.2)[None])
-            colour = colour + (0.95 - colour) * snow * 0.9
+            self.sea = _Sea(scene, self.canvas, light, self._color("zenith"), self._color("disc"))
+            self.sky_rows = self.sea.first_row + 1
         else:
-            colour = colour * (1.06 - 0.35 * below)
-        lit = colours["ground"][:, None, None] * colour
-        haze = 0.38 * (1 - depth) if scene.ground != "sea" else 0.15
-        lit = lit * (1 - haze) + colours["horizon"][:, None, None] * haze * np.exp(-below * 3)
-        if scene.ground == "sea":
-            lit = 0.72 * lit + 0.28 * colours["zenith"][:, None, None] * (0.6 + 0.4 * below)
-        image = image * (1 - cover) + lit * cover
-        total = np.maximum(total, cover)
-    return image / np.maximum(total, 1e-3), total
+            rgb, coverage = draw_ground(scene.ground, scene.seed + 1000, light, height, width, scene.horizon)
+            covered = np.flatnonzero(coverage.min(1) >= 1)
+            self.sky_rows = int(covered[0]) if len(covered) else rows
+            self.ground_rgb, self.sky_share = rgb, 1 - coverage[: self.sky_rows]
+        self.sky_rows = min(max(self.sky_rows, 1), rows)
+
+    def frame(self, index: int) -> Array:
+        """Return frame number `index`, [3 h w], about 0 to 1."""
+        n = self.sky_rows
+        sky = self.backdrop[:, :n].copy()
+        if self.stars:
+            sky += self.stars.at(index)[:n]
+        for layer in self.clouds:
+            layer.over(sky, index, self.glow[:n])
+        frame = np.empty_like(self.backdrop)
+        if self.sea:
+            frame[:, :n] = sky
+            self.sea.over(frame, index)
+            return frame
+        frame[:, n:] = self.ground_rgb[:, n:]
+        sky *= self.sky_share
+        sky += self.ground_rgb[:, :n]
+        frame[:, :n] = sky
+        return frame
+
+    def _color(self, name: str) -> Array:
+        return shift_hue(getattr(self.palette, name), self.scene.hue)
+
+    def _ambient(self) -> Array:
+        ambient = np.asarray(self.palette.ambient, np.float32)
+        return ambient * np.float32(0.82) if self.scene.cloud_cover == "overcast" else ambient
+
+    def _backdrop(self) -> tuple[Array, Array]:
+        """Return the sky without clouds [3 h w], and how strongly the disc shines on each place [h w]."""
+        down = np.clip(self.canvas.y / self.scene.horizon, 0, 1)
+        zenith, middle, horizon = (self._color(n)[:, None] for n in ("zenith", "middle", "horizon"))
+        first, second = smoothstep(0, 0.62, down), smoothstep(0.45, 1.0, down)
+        rgb = mix(mix(zenith, middle, first), horizon, second)[:, :, None]
+        dx, dy = self.canvas.x - self.light_x, (self.canvas.y - self.light_y)[:, None]
+        distance = np.sqrt(dx**2 + dy**2)
+        glow = np.exp(-distance / 0.10) * 0.7 + np.exp(-((dx / 0.55) ** 2) - (dy / 0.26) ** 2) * 0.5
+        rgb = mix(rgb, self._color("glow")[:, None, None], (glow * self.palette.glow_strength).astype(np.float32))
+        radius = 0.045 if self.scene.time_of_day == "night" else 0.05
+        soft = max(0.006, 1.0 / len(self.canvas.y))
+        disc = smoothstep(radius + soft, radius - soft, distance)
+        face = self._color("disc")[:, None, None] * np.ones_like(disc)
+        if self.scene.time_of_day == "night":
+            face = face * (1 - 0.16 * np.exp(-(((dx - 0.012) / 0.016) ** 2) - ((dy + 0.008) / 0.02) ** 2))
+        corona = 0.55 * np.exp(-np.maximum(distance - radius, 0) / 0.022)
+        if self.scene.time_of_day == "night":
+            corona = 0.5 * corona
+        rgb = mix(rgb, self._color("disc")[:, None, None], corona.astype(np.float32))
+        return mix(rgb, face, disc), glow.astype(np.float32)
+
+    def _cloud_layers(self) -> list[_Clouds]:
+        scene = self.scene
+        lit, shadow = self._color("cloud_lit"), self._color("cloud_shadow")
+        if scene.cloud_cover == "clear":
+            return [
+                _Clouds(scene, self, seed=1, frequency=(1.6, 9.0), threshold=0.35 - 0.2 * scene.cover, softness=1.7,
+                        opacity=0.62, speed=1.0, lit=lit, shadow=mix(lit, shadow, 0.35)),
+            ]  # fmt: skip
+        if scene.cloud_cover == "scattered":
+            return [
+                _Clouds(scene, self, seed=2, frequency=(2.2, 9.0), threshold=0.75, softness=1.5, opacity=0.45,
+                        speed=0.8, lit=lit, shadow=mix(lit, shadow, 0.5)),
+                _Clouds(scene, self, seed=1, frequency=(2.0, 5.2), threshold=0.50 - 0.35 * scene.cover, softness=0.75,
+                        opacity=0.97, speed=1.0, lit=lit, shadow=shadow),
+            ]  # fmt: skip
+        dim = mix(lit, shadow, 0.42)
+        return [
+            _Clouds(scene, self, seed=2, frequency=(1.6, 6.5), threshold=-2.4, softness=1.0, opacity=1.0, speed=0.8,
+                    lit=dim, shadow=mix(dim, shadow, 0.75)),
+            _Clouds(scene, self, seed=1, frequency=(1.8, 5.2), threshold=-0.7 - 0.3 * scene.cover, softness=1.3,
+                    opacity=0.92, speed=1.0, lit=dim, shadow=shadow * np.float32(0.88)),
+        ]  # fmt: skip
 
 
-def _columns(width: int) -> int:
-    """Length of the tileable noise: several screens, so that drifting clouds do not soon come round again."""
-    return 4 * width
+class _Clouds:
+    """A layer of clouds that drifts as one and slowly changes shape."""
+
+    def __init__(
+        self,
+        scene: SkyScene,
+        stage: _Stage,
+        *,
+        seed: int,
+        frequency: tuple[float, float],
+        threshold: float,
+        softness: float,
+        opacity: float,
+        speed: float,
+        lit: Array,
+        shadow: Array,
+    ) -> None:
+        self.x = stage.canvas.x.astype(np.float64)
+        self.threshold, self.softness, self.opacity = threshold, softness, opacity
+        self.per_frame = scene.wind * speed * stage.aspect
+        self.lit, self.shadow = lit[:, None, None], shadow[:, None, None]
+        # Rows crowd together towards the horizon, as a ceiling of clouds does.
+        y = stage.canvas.y / scene.horizon
+        rows = y * (0.55 + 0.35 * y) * scene.horizon
+        self.field = ScrollingField.make(scene.seed + seed, rows, frequency, octaves=5, gain=0.52, turn=0.008)
+        # The same field a step nearer to the light: thicker there means shadow here.
+        self.reach = np.clip((stage.light_x - self.x) / 0.5, -1, 1) * 0.035
+        self.toward = ScrollingField.make(scene.seed + seed, rows - 0.028, frequency, octaves=4, gain=0.52, turn=0.008)
+        # Far clouds thin out into the haze.
+        self.fade = (1 - 0.55 * smoothstep(0.75, 1.0, y.astype(np.float32)))[:, None]
+
+    def over(self, sky: Array, index: int, glow: Array) -> None:
+        """Lay the layer over `sky` [3 h w], in place."""
+        n = sky.shape[1]
+        x = self.x - self.per_frame * index
+        thickness = self.field.at(x, float(index), n)
+        toward = self.toward.at(x + self.reach, float(index), n)
+        alpha = smoothstep(self.threshold, self.threshold + self.softness, thickness)
+        alpha *= self.fade[:n]
+        alpha *= np.float32(self.opacity)
+        light = (thickness - toward) * np.float32(0.42)
+        light -= (thickness - np.float32(self.threshold)) * np.float32(0.16)
+        light += glow * np.float32(0.45) + np.float32(0.80)
+        np.clip(light, 0, 1.1, out=light)
+        cloud = self.shadow + (self.lit - self.shadow) * light
+        cloud -= sky
+        cloud *= alpha
+        sky += cloud
 
 
-def _noise(rand: np.random.Generator, rows: int, columns: int, slope: float, *, stretch: float) -> np.ndarray:
-    """Return tileable noise with spectrum 1/f^slope, unit variance, features `stretch` times as wide as high."""
-    fy = np.fft.fftfreq(rows)[:, None] * rows
-    fx = np.fft.rfftfreq(columns)[None] * columns * rows * stretch / columns
-    frequency = np.hypot(fy, fx)
-    amplitude = np.where(frequency < 2.0, 0, np.maximum(frequency, 2.0) ** -slope) * np.exp(-((frequency / 60) ** 2))
-    phase = rand.uniform(0, 2 * np.pi, amplitude.shape)
-    field = np.fft.irfft2(amplitude * np.exp(1j * phase), s=(rows, columns))
-    return (field / field.std()).astype(np.float32)
+class _Stars:
+    """Stars that twinkle, each a soft point."""
+
+    def __init__(self, scene: SkyScene, canvas: Canvas) -> None:
+        draw = np.random.default_rng(scene.seed + 77)
+        count = int(70 * max(1.0, float(canvas.x[-1])))
+        x, y = draw.uniform(0, float(canvas.x[-1]), count), draw.uniform(0, scene.horizon, count)
+        self.bright = (0.25 + 0.75 * draw.uniform(size=count) ** 3).astype(np.float32)
+        self.phase, self.rate = draw.uniform(0, 2 * np.pi, count), draw.uniform(0.15, 0.5, count)
+        radius = max(0.0045, 0.55 / len(canvas.y)) * (0.7 + 0.6 * self.bright)
+        self.across = np.exp(-(((canvas.x - x[:, None]) / radius[:, None]) ** 2)).astype(np.float32)
+        self.down = np.exp(-(((canvas.y - y[:, None]) / radius[:, None]) ** 2)).astype(np.float32)
+        self.down *= smoothstep(1.0, 0.6, (canvas.y / scene.horizon).astype(np.float32))
+
+    def at(self, index: int) -> Array:
+        """Return what the stars add to the sky, [h w]."""
+        twinkle = self.bright * (0.75 + 0.25 * np.sin(self.phase + self.rate * index)).astype(np.float32)
+        return np.asarray(self.down.T @ (self.across * twinkle[:, None]), np.float32)
 
 
-def _line(rand: np.random.Generator, width: int, slope: float) -> np.ndarray:
-    """Return a smooth random line along x with values mostly in [-1, 1]."""
-    frequency = np.arange(1, 40)
-    amplitude = frequency ** (-slope / 1.0)
-    phase = rand.uniform(0, 2 * np.pi, len(frequency))
-    x = (np.arange(width) + 0.5) / width * 1.6
-    line = (amplitude[:, None] * np.sin(2 * np.pi * frequency[:, None] * x[None] * 0.8 + phase[:, None])).sum(0)
-    return (line / np.sqrt((amplitude**2).sum())).astype(np.float32)
+class _Sea:
+    """Water that mirrors the colours above it, with waves that shimmer and a path of light under the disc."""
 
+    def __init__(self, scene: SkyScene, canvas: Canvas, light: Light, zenith: Array, disc: Array) -> None:
+        self.x = canvas.x.astype(np.float64)
+        self.first_row = int(np.floor(scene.horizon * len(canvas.y)))
+        below = np.clip(canvas.y[self.first_row :] - scene.horizon, 0, None) + 0.004
+        depth = np.clip(below / (1 - scene.horizon), 0, 1).astype(np.float32)
+        water = np.array([0.08, 0.36, 0.50], np.float32) * light.ambient
+        far, near = mix(light.haze, water, 0.45), mix(zenith, water, 0.62) * np.float32(0.80)
+        self.base = mix(far[:, None], near[:, None], smoothstep(0.0, 0.85, depth))[:, :, None]
+        # Waves are even on the water, hence ever finer towards the horizon; there they blur into one another.
+        rows = -0.30 * np.log(below + 0.05)
+        self.waves = ScrollingField.make(scene.seed + 500, rows, (4.0, 22.0), octaves=3, gain=0.65, turn=0.10)
+        self.strength = (0.02 + 0.10 * np.sqrt(depth))[:, None] * (0.35 + 0.65 * float(light.ambient.mean()))
+        narrow = 0.035 + 0.16 * depth[:, None]
+        path = np.exp(-(((canvas.x - light.x) / narrow) ** 2)) * (1 - 0.55 * depth[:, None])
+        shine = {"clear": 1.0, "scattered": 0.75, "overcast": 0.28}[scene.cloud_cover]
+        self.path = (path * shine).astype(np.float32)
+        self.disc = mix(disc, light.glow, 0.45)[:, None, None]
+        edge = scene.horizon * len(canvas.y) - self.first_row
+        self.first_share = np.float32(1 - edge)
 
-def _sample_rows(field: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return the field at fractional rows, wrapping round."""
-    first = np.floor(rows).astype(int)
-    part = (rows - first)[:, None].astype(np.float32)
-    return field[first % len(field)] * (1 - part) + field[(first + 1) % len(field)] * part
-
-
-def _scroll(field: np.ndarray, shift: float, width: int) -> np.ndarray:
-    """Return `width` columns of the field moved right by `shift` pixels, wrapping round."""
-    whole = int(np.floor(-shift))
-    part = np.float32(-shift - whole)
-    index = (np.arange(width + 1) + whole) % field.shape[1]
-    window = field[:, index]
-    return window[:, :-1] * (1 - part) + window[:, 1:] * part
-
-
-def _smooth(value: np.ndarray) -> np.ndarray:
-    value = np.clip(value, 0, 1)
-    return value * value * (3 - 2 * value)
+    def over(self, frame: Array, index: int) -> None:
+        """Draw the water into the rows below the horizon, in place."""
+        wave = self.waves.at(self.x, float(index))
+        water = self.base * (1 + wave * self.strength)
+        glitter = smoothstep(-0.3, 1.5, wave) * self.path
+        water += (self.disc - water) * glitter
+        k = self.first_row
+        first = frame[:, k] + (water[:, 0] - frame[:, k]) * self.first_share
+        frame[:, k:] = water
+        frame[:, k] = first
