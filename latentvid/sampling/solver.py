@@ -45,20 +45,13 @@ class Solver(Protocol):
 
         Args:
             denoise: the clean estimate at a state and a level.
-            x: state at levels[0], float32 [b c t h w] (`start` makes it from noise); left unchanged.
+            x: state at levels[0], float32 [b c t h w]; left unchanged. From nothing that is the prior's noise,
+                unscaled, also where alpha[0] is not quite zero: diffusers' models were trained around that.
             levels: noisiest first, the last one clean.
             renoise: noise from the prior; deterministic solvers do not ask for it.
             on_step: sees, and may replace, the state at the start of every step.
         """
         ...
-
-
-def start(noise: Tensor, levels: Levels) -> Tensor:
-    """Return the state in which sampling from nothing starts: the noise, unscaled.
-
-    Diffusers, and so the models trained around it, start from unit noise also where alpha[0] is not quite zero.
-    """
-    return noise
 
 
 def ddim(x: Tensor, clean: Tensor, now: Level, then: Level) -> Tensor:
