@@ -1,0 +1,83 @@
+"""How many frames go through a network at once, so that a working set stays within the memory it was given.
+
+The model is a plain one, calibrated by `scripts/bench_decode_memory.py`: what a pass holds is a small multiple of
+the largest tensor that any layer of the network puts out, per frame, and temporal layers keep two frames of each of
+their inputs besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from latentvid.core.errors import ResourceError
+from latentvid.core.memory import format_bytes
+from latentvid.temporal.convolution import KERNEL, TemporalConvolution
+
+DEFAULT_BYTES = 512 * 10**6
+"""Working set where nobody says how large it may be."""
+MOST_FRAMES = 64
+"""More at once is no faster."""
+LIVE_TENSORS = 4.0
+"""Tensors of the largest size that an image network holds at its peak: input, residual, activation, output."""
+LIVE_TENSORS_TEMPORAL = 8.0
+"""The same inside a temporal layer, which stacks three neighbours of every frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a network pass needs besides the weights, per pixel of the clip."""
+
+    frame_bytes: float
+    """For every frame in the pass."""
+    state_bytes: float
+    """For what temporal layers carry, however many frames there are."""
+
+    def frames_per_pass(self, num_pixels: int, max_bytes: int) -> int:
+        """Return how many frames of `num_pixels` (height x width, times the batch) fit into `max_bytes`.
+
+        Raises:
+            ResourceError: not even one does.
+        """
+        frame, state = self.frame_bytes * num_pixels, self.state_bytes * num_pixels
+        frames = int((max_bytes - state) // frame)
+        if frames < 1:
+            raise ResourceError(
+                f"one frame of {num_pixels} pixels needs about {format_bytes(frame + state)} in the autoencoder, and "
+                f"{format_bytes(max(0, max_bytes))} are given to it; raise --max-memory or use a smaller size."
+            )
+        return min(frames, MOST_FRAMES)
+
+
+def measure(network: nn.Module, run: Callable[[], Tensor], num_pixels: int) -> Cost:
+    """Return the cost of `run`, which sends one small frame of `num_pixels` through `network`, from what its layers put out."""
+    largest = {False: 0, True: 0}
+    carried = 0
+    width = 4
+
+    def note(module: nn.Module, _: object, output: object) -> None:
+        nonlocal carried, width
+        if not isinstance(output, Tensor):
+            return
+        is_temporal = isinstance(module, TemporalConvolution)
+        width = output.element_size()
+        largest[is_temporal] = max(largest[is_temporal], output.numel())
+        if is_temporal:
+            carried += (KERNEL - 1) * len(module.convs) * output.numel()  # type: ignore[arg-type]
+
+    hooks = [
+        module.register_forward_hook(note)
+        for module in network.modules()
+        if isinstance(module, TemporalConvolution) or not list(module.children())
+    ]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    frame = width * max(LIVE_TENSORS * largest[False], LIVE_TENSORS_TEMPORAL * largest[True])
+    return Cost(frame / num_pixels, width * carried / num_pixels)

@@ -1,0 +1,281 @@
+"""Image autoencoders as video autoencoders: any diffusers `AutoencoderKL` or `AutoencoderTiny`, frame by frame.
+
+Latents are in model space everywhere: (raw - shift_factor) * scaling_factor. `AutoencoderTiny` learned to put out
+latents of that kind itself, so its factors are 1 and 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentvid.autoencoders import budget
+from latentvid.core.errors import CheckpointError
+from latentvid.core.registry import Registry
+from latentvid.core.rng import Rng
+from latentvid.core.shapes import LatentShape, VideoShape
+from latentvid.temporal.context import StreamState
+from latentvid.temporal.inject import is_temporal
+from latentvid.video.pixels import pad_to_multiple
+
+IMAGE_NETWORKS = Registry(
+    "image autoencoder", {"AutoencoderKL": "diffusers:AutoencoderKL", "AutoencoderTiny": "diffusers:AutoencoderTiny"}
+)
+"""The classes that a checkpoint's config may name."""
+CHILDREN = ("encoder", "decoder", "quant_conv", "post_quant_conv")
+
+
+class ImageAutoencoder(nn.Module):
+    """A diffusers image autoencoder behind the seam of video autoencoders.
+
+    The image network's children are registered here under their own names, so that state dicts are those of the
+    image network.
+
+    Args:
+        image: the network; shared, not copied.
+    """
+
+    name: str = ""
+    """What to call it in records: its folder's name."""
+    max_memory: int = budget.DEFAULT_BYTES
+    """Bytes that the working set of `encode` and `decode` may take, besides the weights."""
+
+    def __init__(self, image: nn.Module) -> None:
+        super().__init__()
+        kind = type(image).__name__
+        if kind not in IMAGE_NETWORKS:
+            raise CheckpointError(
+                f"{kind} is no image autoencoder that video latents can be made with; known: "
+                f"{', '.join(IMAGE_NETWORKS.kinds())}."
+            )
+        # Unregistered: it lends its methods, and its children are ours.
+        object.__setattr__(self, "image", image)
+        for child in CHILDREN:
+            if isinstance(getattr(image, child, None), nn.Module):
+                self.add_module(child, getattr(image, child))
+        self.spatial_factor, self.latent_channels = _geometry(image.config)
+
+    @property
+    def image_config(self) -> dict[str, Any]:
+        """The image network's config, with its class name, as plain data."""
+        known = _settings(type(self.image), self.image.config)
+        return {"_class_name": type(self.image).__name__, **{k: _plain(v) for k, v in known.items()}}
+
+    @property
+    def scaling_factor(self) -> float:
+        return float(self.image.config.scaling_factor)
+
+    @property
+    def shift_factor(self) -> float:
+        return float(self.image.config.get("shift_factor") or 0.0)
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return next(self.decoder.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        return next(self.decoder.parameters()).dtype
+
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether the encoder gives a distribution (mean and log variance) or one value."""
+        return type(self.image).__name__ == "AutoencoderKL"
+
+    def latent_shape(self, video: VideoShape) -> LatentShape:
+        padded, factor = video.padded_to(self.spatial_factor), self.spatial_factor
+        return LatentShape(
+            video.batch, self.latent_channels, video.frames, padded.height // factor, padded.width // factor
+        )
+
+    def posterior(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Encode a batch of clips whose sides are multiples of `spatial_factor`.
+
+        Args:
+            video: [b 3 t h w] in [-1, 1].
+
+        Returns:
+            Mean and log variance in model space, float32 [b c t h w]; no variance where the encoder has none.
+        """
+        frames = video.shape[2]
+        flat = video.transpose(1, 2).flatten(0, 1).to(self.device, self.dtype)
+        if not self.is_gaussian:
+            return self._to_model(self.image.encode(flat).latents, frames), None
+        found = self.image.encode(flat).latent_dist
+        logvar = found.logvar.float() + 2 * torch.tensor(self.scaling_factor).abs().log()
+        return self._to_model(found.mean, frames), _batched(logvar, frames)
+
+    def encode_clip(self, video: Tensor, *, rng: Rng | None = None, first_frame: int = 0) -> Tensor:
+        """Encode [b 3 t h w] in [-1, 1] to latents, float32 [b c t h w].
+
+        Args:
+            rng: draws a sample of the posterior (a stream per clip; the noise of a frame depends on the seed and
+                the frame's number only); without it, or without a variance, the mean.
+            first_frame: number of the clip's first frame.
+        """
+        mean, logvar = self.posterior(video)
+        if rng is None or logvar is None:
+            return mean
+        dims = (mean.shape[1], *mean.shape[3:])
+        noise = [rng.child(f"posterior/{first_frame + k}").normal(*dims) for k in range(mean.shape[2])]
+        return mean + (0.5 * logvar).exp() * torch.stack(noise, dim=2).to(mean.device)
+
+    def decode_chunk(self, latents: Tensor, state: StreamState | None = None) -> Tensor:
+        """Decode the next frames of a batch of films in one pass of the network, with gradients where they are on.
+
+        Args:
+            latents: [b c t h w] in model space.
+            state: where the films stand; updated. A fresh one is their start, None makes the chunk a film of its own.
+
+        Returns:
+            [b 3 t h w] in about [-1, 1], not clipped.
+        """
+        frames = latents.shape[2]
+        raw = latents.to(self.device) / self.scaling_factor + self.shift_factor
+        flat = raw.transpose(1, 2).flatten(0, 1).to(self.dtype)
+        return _batched(self._decode_frames(flat, frames, state), frames)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Encode [b 3 t h w] and decode it again, as films of their own."""
+        return self.decode_chunk(self.encode_clip(video))
+
+    @torch.no_grad()
+    def encode(self, frames: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Turn chunks [t 3 h w] in [-1, 1], of any size, into float32 latents [c t h w] of as many frames.
+
+        Sides that are no multiples of `spatial_factor` are padded at the right and bottom; `decode(size=...)` cuts
+        that off again.
+        """
+        for mean, _ in self.encode_posterior(frames):
+            yield mean
+
+    @torch.no_grad()
+    def encode_posterior(self, frames: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Like `encode`, giving log variances [c t h w] too where the encoder has them."""
+        for chunk in frames:
+            padded, _ = pad_to_multiple(chunk, self.spatial_factor)
+            most = self._encode_cost.frames_per_pass(padded.shape[-2] * padded.shape[-1], self.max_memory)
+            parts = [self.posterior(part.transpose(0, 1)[None]) for part in padded.split(most)]
+            logvars = [logvar[0] for _, logvar in parts if logvar is not None]
+            yield torch.cat([mean[0] for mean, _ in parts], dim=1), torch.cat(logvars, dim=1) if logvars else None
+
+    @torch.no_grad()
+    def decode(
+        self, latents: Iterable[Tensor], *, size: tuple[int, int] | None = None, state: StreamState | None = None
+    ) -> Iterator[Tensor]:
+        """Turn the latents of a film [c t h w], in chunks of any length, into float32 frames [t 3 h w] in [-1, 1].
+
+        Large chunks come back in parts, so that the working set stays below `max_memory`.
+
+        Args:
+            size: height and width before padding.
+            state: where the film stands, to go on with one; updated.
+        """
+        state = StreamState() if state is None else state
+        for chunk in latents:
+            pixels = chunk.shape[-2] * chunk.shape[-1] * self.spatial_factor**2
+            most = self._decode_cost.frames_per_pass(pixels, self.max_memory)
+            for part in chunk.split(most, dim=1):
+                video = self.decode_chunk(part[None], state)[0].transpose(0, 1).float().clamp_(-1, 1)
+                yield video if size is None else video[..., : size[0], : size[1]]
+
+    def freeze_encoder(self) -> None:
+        """Take the encoder out of training, so that latents stay what they are."""
+        for child in (self.encoder, getattr(self, "quant_conv", None)):
+            if child is not None:
+                child.requires_grad_(False)
+
+    def latent_space(self) -> str:
+        """Return a hash of what gives latents their meaning: the encoder's weights, scaling and shift.
+
+        Equal for an image autoencoder and every temporal decoder made for it.
+        """
+        weights = {k: v for k, v in self.state_dict().items() if k.startswith(("encoder.", "quant_conv."))}
+        return hash_weights(weights, self.scaling_factor, self.shift_factor)
+
+    def image_weights(self) -> str:
+        """Return a hash of all weights but temporal ones, which a delta refers to."""
+        return hash_weights({k: v for k, v in self.state_dict().items() if not is_temporal(k)})
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Write the image network as a diffusers folder."""
+        self.image.save_pretrained(folder, **options)
+
+    def _decode_frames(self, raw: Tensor, num_frames: int, state: StreamState | None) -> Tensor:
+        """Decode raw latents [b*t c h w] of `num_frames` = t frames each."""
+        if state is not None:
+            state.num_frames_seen += num_frames
+        return self.image.decode(raw).sample
+
+    def _to_model(self, raw: Tensor, frames: int) -> Tensor:
+        return _batched((raw.float() - self.shift_factor) * self.scaling_factor, frames)
+
+    @cached_property
+    def _encode_cost(self) -> budget.Cost:
+        side = 4 * self.spatial_factor
+        probe = torch.zeros(1, 3, 1, side, side)
+        return budget.measure(self.encoder, lambda: self.posterior(probe)[0], side * side)
+
+    @cached_property
+    def _decode_cost(self) -> budget.Cost:
+        side = 4 * self.spatial_factor
+        probe = torch.zeros(1, self.latent_channels, 1, 4, 4)
+        return budget.measure(self.decoder, lambda: self.decode_chunk(probe, StreamState()), side * side)
+
+
+def build_image_network(config: Mapping[str, Any]) -> nn.Module:
+    """Make the image network that a config with `_class_name` describes, with random weights.
+
+    Raises:
+        CheckpointError: the class is not one of ours.
+    """
+    kind = config.get("_class_name")
+    if kind not in IMAGE_NETWORKS:
+        raise CheckpointError(
+            f"the class {kind!r} is no image autoencoder; known: {', '.join(IMAGE_NETWORKS.kinds())}."
+        )
+    network = IMAGE_NETWORKS.get(str(kind))
+    return network.from_config(_settings(network, config))
+
+
+def hash_weights(weights: Mapping[str, Tensor], *about: float) -> str:
+    """Return a hex SHA-256 of tensors and numbers; how floats were stored does not enter it."""
+    digest = hashlib.sha256(repr([float(number) for number in about]).encode())
+    for name in sorted(weights):
+        tensor = weights[name].detach().float().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _settings(network: type[nn.Module], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `network` in a config, leaving out what diffusers derives from them and saves as well."""
+    return {k: v for k, v in config.items() if k in inspect.signature(network.__init__).parameters}
+
+
+def _geometry(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many pixels per side one latent covers, and the latents' channels."""
+    if "num_encoder_blocks" in config:  # AutoencoderTiny: every encoder stage but the first halves the picture
+        down = 2 ** (len(config["num_encoder_blocks"]) - 1)
+        up = config["upsampling_scaling_factor"] ** (len(config["num_decoder_blocks"]) - 1)
+    else:
+        down = up = 2 ** (len(config["block_out_channels"]) - 1)
+    if down != up:
+        raise CheckpointError(f"the image autoencoder shrinks pictures by {down} and grows them by {up}.")
+    return down, int(config["latent_channels"])
+
+
+def _batched(flat: Tensor, frames: int) -> Tensor:
+    """[b*t c h w] -> [b c t h w]."""
+    return flat.unflatten(0, (-1, frames)).transpose(1, 2)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
