@@ -1,1 +1,1 @@
-"""Clips to latents and back: image autoencoders frame by frame, their temporal decoders, and the files latents rest in."""
+"""Clips to latents and back: image autoencoders frame by frame, their temporal decoders, and latent files."""

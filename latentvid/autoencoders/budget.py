@@ -53,7 +53,7 @@ class Cost:
 
 
 def measure(network: nn.Module, run: Callable[[], Tensor], num_pixels: int) -> Cost:
-    """Return the cost of `run`, which sends one small frame of `num_pixels` through `network`, from what its layers put out."""
+    """Return the cost of `run`, which sends one small frame of `num_pixels` through `network`."""
     largest = {False: 0, True: 0}
     carried = 0
     width = 4

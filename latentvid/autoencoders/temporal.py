@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -74,7 +74,8 @@ class TemporalAutoencoder(ImageAutoencoder, ModelMixin, ConfigMixin):
             raise UsageError("this autoencoder has temporal layers already; finetune it as it is.")
         grown = cls(source.image_config, image_weights_hash=source.image_weights(), **temporal)
         missing, unexpected = grown.load_state_dict(source.state_dict(), strict=False)
-        assert not unexpected and all(is_temporal(key) for key in missing)
+        assert not unexpected
+        assert all(is_temporal(key) for key in missing)
         grown.name, grown.max_memory = source.name, source.max_memory
         nn.Module.to(grown, source.device, source.dtype)  # ModelMixin.to warns of casts that it need not fear
         return grown.train(image.training)

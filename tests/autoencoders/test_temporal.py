@@ -16,7 +16,7 @@ from latentvid.core.rng import Rng
 from latentvid.core.shapes import VideoShape
 from latentvid.temporal.context import StreamState
 from latentvid.temporal.inject import is_temporal, temporal_parameters
-from small_networks import KINDS, grown, image_network
+from tests.autoencoders.small_networks import KINDS, grown, image_network
 
 FRAMES = 5
 
@@ -43,10 +43,8 @@ def test_model_space_is_the_image_networks_own(kind: str) -> None:
     network = ImageAutoencoder(image_network(kind))
     frame = clip(1)[:, :, 0]
     config = raw_network.config
-    if kind == "tiny":
-        raw = raw_network.encode(frame).latents
-    else:
-        raw = raw_network.encode(frame).latent_dist.mean
+    encoded = raw_network.encode(frame)
+    raw = encoded.latents if kind == "tiny" else encoded.latent_dist.mean
     expected = (raw - (config.shift_factor or 0.0)) * config.scaling_factor
     latents = network.encode_clip(frame[:, :, None])
     torch.testing.assert_close(latents[:, :, 0], expected)
@@ -190,6 +188,7 @@ def test_a_stream_goes_on_from_its_state() -> None:
     torch.testing.assert_close(torch.cat(first + rest), whole, atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
 def test_posterior_samples_have_the_posteriors_moments_and_follow_the_frame_number() -> None:
     network = ImageAutoencoder(image_network("kl"))
     video = clip(3, batch=1)
