@@ -80,7 +80,8 @@ def _compose(scene: Any, draw: np.random.Generator) -> str:
         place = " ".join(part for part in (time, ground) if part)
         where = f"to the {direction}" if direction else ""
         sky = "clear sky, " if cover == "clear" else ""
-        text = f"{place}, {sky}{clouds} {motion} {where} in a {speed} wind"
+        wind = f"a {speed} wind" if speed else "the wind"
+        text = f"{place}, {sky}{clouds} {motion} {where} in {wind}"
     else:
         sky = ", clear sky" if cover == "clear" else ""
         text = f"a video of {clouds} {motion} {direction} {ground} {time}{sky}" + (f", {speed} wind" if speed else "")
