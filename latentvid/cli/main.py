@@ -24,6 +24,7 @@ from latentvid.core.errors import LatentVidError, ResourceError
 VERBS = {
     "inspect": "latentvid.cli.inspect",
     "models": "latentvid.cli.models",
+    "evaluate": "latentvid.cli.evaluate",
 }
 """Verb to the module that holds it: a command `run`, or a group of commands `app`."""
 

@@ -52,6 +52,19 @@ def find_checkpoint(name: str | Path) -> Path:
     )
 
 
+def only_checkpoint(flag: str) -> Path:
+    """Return the checkpoint that is meant where none was named: the only one there is.
+
+    Raises:
+        CheckpointError: there is none, or several; the sentence asks for `flag`.
+    """
+    names = checkpoint_names()
+    if len(names) == 1:
+        return checkpoints_folder() / names[0]
+    here = f"{checkpoints_folder()} holds {', '.join(names) or 'none'}"
+    raise CheckpointError(f"which checkpoint? Name one with {flag}; {here}.")
+
+
 def _folder(name: str, variable: str) -> Path:
     named = os.environ.get(variable)
     if named:

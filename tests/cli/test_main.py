@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,13 +57,18 @@ def test_help_shows_an_example_and_loads_nothing_heavy(words: list[str]) -> None
     assert "latentvid " in run.stdout.split("Example")[1]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX accounting")
 @pytest.mark.parametrize("words", [["--help"], ["inspect", "--help"]])
 def test_help_answers_in_half_a_second(words: list[str]) -> None:
+    import resource
+
     took = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert python("-m", "latentvid", *words).returncode == 0
-        took.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # Processor time: what other programs do to the clock on the wall says nothing about us.
+        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(took) < 0.5
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from latentvid.core.errors import CheckpointError
-from latentvid.core.places import checkpoint_names, checkpoints_folder, configs_folder, find_checkpoint
+from latentvid.core.places import checkpoint_names, checkpoints_folder, configs_folder, find_checkpoint, only_checkpoint
 
 
 @pytest.fixture
@@ -59,3 +59,10 @@ def test_other_names_are_refused_with_a_neighbour(folder: Path) -> None:
 def test_no_folder_means_no_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENTVID_CHECKPOINTS", str(tmp_path / "none"))
     assert checkpoint_names() == []
+
+
+def test_the_only_one_need_not_be_named(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="--vae; .* holds codec, skies"):
+        only_checkpoint("--vae")
+    (folder / "codec" / "config.json").unlink()
+    assert only_checkpoint("--vae") == folder / "skies"
