@@ -19,7 +19,8 @@ class MadeWindow:
 
     window: Window
     latents: Tensor
-    """New frames only, up to the film's end, [b c t h w]."""
+    """New frames, [b c t h w]; also those beyond the film's end (`window.num_new` are to be kept), since a decoder
+    that is given other chunks rounds otherwise, and a shorter film is to be the beginning of a longer one."""
     tail: Tail
 
 
@@ -64,10 +65,10 @@ def make_window(
         renoise=_renoise(setting, window, start),
         on_step=start.on_step,
     )
-    first_new, end = window.new_from - window.start, window.keep_until - window.start
+    first_new = window.new_from - window.start
     recorded = start.recorder.trajectory if start.recorder else None
     noise = start.noise if start.recorder else None
-    return MadeWindow(window, clean[:, :, first_new:end], Tail(clean[:, :, -rule.overlap :].clone(), noise, recorded))
+    return MadeWindow(window, clean[:, :, first_new:], Tail(clean[:, :, -rule.overlap :].clone(), noise, recorded))
 
 
 def _renoise(setting: Setting, window: Window, start: Start) -> Renoise:

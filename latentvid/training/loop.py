@@ -246,7 +246,7 @@ class _Run:
 
     def _note(self, terms: dict[str, Tensor]) -> None:
         for name, value in terms.items():
-            value = float(value)
+            value = float(value.detach())
             if name == "loss" and not math.isfinite(value):
                 raise TrainingDiverged(
                     f"the loss is {value} at step {self.step}; lower lr, or resume from the last state with another seed."

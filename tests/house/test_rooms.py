@@ -17,12 +17,12 @@ ROWS = [
     {"core"},
     {"video", "noise", "temporal", "sampling"},
     {"autoencoders", "denoisers", "data", "metrics"},
-    {"pipeline", "extension"},
+    {"pipeline", "pipeline_folder", "extension"},
     {"training", "evaluation", "convert"},
     {"cli", "ui"},
 ]
 ROW = {room: number for number, row in enumerate(ROWS) for room in row}
-NEIGHBOURS = {("pipeline", "extension")}
+NEIGHBOURS = {("pipeline", "extension"), ("pipeline", "pipeline_folder")}
 """Rooms of one row of which the first may use the second."""
 
 OWNERS = {"av": "video/", "decord": "video/", "torchcodec": "video/", "accelerate": "training/loop.py", "typer": "cli/"}

@@ -1,0 +1,204 @@
+"""What `latentvid train CONFIG` can be asked for: one config model per recipe, each of which builds its task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from diffusers import FlowMatchEulerDiscreteScheduler
+from pydantic import Field
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from latentvid.autoencoders.image import ImageAutoencoder
+from latentvid.autoencoders.load import load_autoencoder
+from latentvid.core.config import StrictModel
+from latentvid.data.tokenizer import build_tokenizer
+from latentvid.denoisers.temporal_unet import TemporalUNet
+from latentvid.noise import PRIORS
+from latentvid.pipeline import LatentVideoPipeline
+from latentvid.training.autoencoder import AutoencoderOptions, AutoencoderTask
+from latentvid.training.diffusion import DiffusionOptions, DiffusionTask
+from latentvid.training.latent_cache import LatentCache, build_cache, cache_name
+from latentvid.training.loop import LoopConfig, OnRecord, train
+from latentvid.training.sources import KeptClips, SourceConfig, WorldConfig
+from latentvid.training.task import Task
+
+OnPrepared = Callable[[int, int], None]
+"""(done, total) of the clips being prepared."""
+
+
+class AutoencoderNetwork(StrictModel):
+    """Sizes of a diffusers `AutoencoderKL`; each entry of `block_out_channels` after the first halves the picture."""
+
+    block_out_channels: tuple[int, ...] = (16, 32, 64, 96)
+    layers_per_block: int = Field(1, ge=1)
+    latent_channels: int = Field(4, ge=1)
+    norm_num_groups: int = Field(8, ge=1)
+
+    def build(self, sample_size: int) -> Any:
+        from diffusers import AutoencoderKL
+
+        num_blocks = len(self.block_out_channels)
+        return AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * num_blocks,
+            up_block_types=("UpDecoderBlock2D",) * num_blocks,
+            block_out_channels=self.block_out_channels,
+            layers_per_block=self.layers_per_block,
+            latent_channels=self.latent_channels,
+            norm_num_groups=self.norm_num_groups,
+            sample_size=sample_size,
+            mid_block_add_attention=False,  # so that every picture size is served alike
+        )
+
+
+class AutoencoderRecipe(StrictModel):
+    """An image autoencoder from nothing, on stills of the source."""
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    source: SourceConfig = WorldConfig(num_frames=2)
+    network: AutoencoderNetwork = AutoencoderNetwork()
+    options: AutoencoderOptions = AutoencoderOptions()
+    loop: LoopConfig = LoopConfig(lr=1e-3)
+
+    def task(self, folder: Path, on_prepared: OnPrepared | None) -> Task:
+        vae = self.network.build(self.source.size)
+        return AutoencoderTask(vae, KeptClips(self.source.open()), self.options, seed=self.loop.seed)
+
+
+class UNetSizes(StrictModel):
+    """Sizes of the temporal U-Net; every resolution has spatial, text and temporal attention unless left out."""
+
+    block_out_channels: tuple[int, ...] = (64, 128, 160)
+    attention: tuple[bool, ...] = (False, True, True)
+    """Whether each resolution, from the finest, has transformers."""
+    layers_per_block: int = Field(1, ge=1)
+    num_heads: int = Field(4, ge=1)
+    norm_num_groups: int = Field(16, ge=1)
+    temporal_num_convs: int = Field(2, ge=1)
+
+    def build(self, channels: int, sample_size: int, text_width: int) -> TemporalUNet:
+        down = tuple("CrossAttnDownBlock2D" if wanted else "DownBlock2D" for wanted in self.attention)
+        up = tuple("CrossAttnUpBlock2D" if wanted else "UpBlock2D" for wanted in reversed(self.attention))
+        return TemporalUNet(
+            sample_size=sample_size,
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=self.block_out_channels,
+            down_block_types=down,
+            up_block_types=up,
+            layers_per_block=self.layers_per_block,
+            cross_attention_dim=text_width,
+            norm_num_groups=self.norm_num_groups,
+            attention_head_dim=self.num_heads,  # diffusers' name for the number of heads
+            temporal_num_convs=self.temporal_num_convs,
+            temporal_num_heads=self.num_heads,
+        )
+
+
+class TextSizes(StrictModel):
+    """Sizes of a small CLIP text encoder trained with the model."""
+
+    width: int = Field(128, ge=8)
+    num_layers: int = Field(3, ge=1)
+    num_heads: int = Field(4, ge=1)
+    max_length: int = Field(32, ge=8)
+    vocab_size: int = Field(1024, ge=514)
+
+    def build(self, captions: list[str]) -> tuple[CLIPTokenizer, CLIPTextModel]:
+        tokenizer = build_tokenizer(captions, vocab_size=self.vocab_size, max_length=self.max_length)
+        config = CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.width,
+            intermediate_size=4 * self.width,
+            projection_dim=self.width,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            max_position_embeddings=self.max_length,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return tokenizer, CLIPTextModel(config)
+
+
+class PriorChoice(StrictModel):
+    """A noise prior by kind, with its settings."""
+
+    kind: str = "progressive"
+    settings: dict[str, Any] = {}
+
+    def build(self) -> Any:
+        return PRIORS.get(self.kind)(**self.settings)
+
+
+class DiffusionRecipe(StrictModel):
+    """A latent diffusion model on images, videos, or both, in the latent space of a given autoencoder."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    vae: str
+    """Folder of the autoencoder, which stays as it is."""
+    init: str | None = None
+    """Pipeline folder to start from: its networks, tokenizer and schedule are taken, sizes below are ignored."""
+    videos: SourceConfig | None = None
+    images: SourceConfig | None = None
+    cache: str | None = None
+    """Where encoded clips are kept; by default in the run's folder."""
+    prior: PriorChoice = PriorChoice()
+    unet: UNetSizes = UNetSizes()
+    text: TextSizes = TextSizes()
+    shift: float = Field(2.0, gt=0)
+    """Flow time shift: larger spends more of training and sampling on noisy levels."""
+    fps: float = Field(12.0, gt=0)
+    """Written into the pipeline: the rate at which its clips are meant to be seen."""
+    options: DiffusionOptions = DiffusionOptions()
+    loop: LoopConfig = LoopConfig()
+
+    def task(self, folder: Path, on_prepared: OnPrepared | None) -> Task:
+        vae = load_autoencoder(self.vae)
+        caches = {}
+        for name, source in (("videos", self.videos), ("images", self.images)):
+            if source is not None:
+                key = cache_name(source.model_dump_json(), vae.latent_space())
+                place = Path(self.cache or folder / "cache") / f"{name}-{key}"
+                caches[name] = build_cache(source.open(), vae.encode_clip, place, on_clip=on_prepared)
+        tokenizer, text_encoder, unet, scheduler = self._networks(vae, caches)
+        pipeline = LatentVideoPipeline(
+            vae=vae,
+            unet=unet,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            scheduler=scheduler,
+            noise_prior=self.prior.build(),
+            num_frames=self.options.num_frames,
+            fps=self.fps,
+        )
+        return DiffusionTask(pipeline, caches.get("videos"), caches.get("images"), self.options, seed=self.loop.seed)
+
+    def _networks(self, vae: ImageAutoencoder, caches: dict[str, LatentCache]) -> tuple[Any, Any, TemporalUNet, Any]:
+        if self.init is not None:
+            given = LatentVideoPipeline.from_pretrained(self.init)
+            return given.tokenizer, given.text_encoder, given.unet, given.scheduler
+        cache = next(iter(caches.values()))
+        captions = [text for held in caches.values() for texts in held.captions for text in texts]
+        tokenizer, text_encoder = self.text.build(captions or [""])
+        unet = self.unet.build(vae.latent_channels, cache.latents(0).shape[-1], self.text.width)
+        return tokenizer, text_encoder, unet, FlowMatchEulerDiscreteScheduler(shift=self.shift)
+
+
+Recipe = Annotated[AutoencoderRecipe | DiffusionRecipe, Field(discriminator="kind")]
+
+
+def run(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    on_record: OnRecord | None = None,
+    on_prepared: OnPrepared | None = None,
+) -> dict[str, Any]:
+    """Build the recipe's task and train it into `folder`; return the last log record."""
+    folder = Path(folder)
+    task = recipe.task(folder, on_prepared)
+    return train(task, recipe.loop, folder, resume=resume, device=device, on_record=on_record)
