@@ -182,7 +182,9 @@ class LatentVideoPipeline(DiffusionPipeline):
         default_height, default_width = self.default_size
         height, width = height or default_height, width or default_width
         if height % self.size_multiple or width % self.size_multiple:
-            raise UsageError(f"{width}x{height} will not do: this model makes multiples of {self.size_multiple} pixels.")
+            raise UsageError(
+                f"{width}x{height} will not do: this model makes multiples of {self.size_multiple} pixels."
+            )
         if num_inference_steps < 1:
             raise UsageError(f"num_inference_steps={num_inference_steps} must be at least 1.")
         rng = Rng(seeds)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -99,13 +100,13 @@ def _known(name: str, *known: str) -> None:
 def _unet(name: str, place: Path) -> TemporalUNet:
     _known(name, "TemporalUNet", "UNet2DConditionModel")
     network = TemporalUNet if name == "TemporalUNet" else UNet2DConditionModel
-    unet = network.from_pretrained(place, local_files_only=True, use_safetensors=True)
+    unet = network.from_pretrained(place, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32)
     return unet if isinstance(unet, TemporalUNet) else TemporalUNet.from_image(unet)
 
 
 def _text_encoder(name: str, place: Path) -> CLIPTextModel:
     _known(name, "CLIPTextModel")
-    return CLIPTextModel.from_pretrained(place, local_files_only=True, use_safetensors=True)
+    return CLIPTextModel.from_pretrained(place, local_files_only=True, use_safetensors=True, dtype=torch.float32)
 
 
 def _tokenizer(name: str, place: Path) -> CLIPTokenizer:

@@ -53,9 +53,7 @@ def roll_out(
         yield made
 
 
-def make_window(
-    window: Window, rule: OverlapRule, solver: Solver, setting: Setting, tail: Tail | None
-) -> MadeWindow:
+def make_window(window: Window, rule: OverlapRule, solver: Solver, setting: Setting, tail: Tail | None) -> MadeWindow:
     """Sample one window, given the tail of the one before (None: the film's first)."""
     start = rule.start(setting, window, tail)
     clean = solver(

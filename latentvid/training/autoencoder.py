@@ -79,7 +79,11 @@ class AutoencoderTask(Task):
             error.append((output - part).square().mean(dim=(1, 2, 3)) / 4)  # on [0, 1]
             spread.append(mean)
         psnr = -10 * torch.log10(torch.cat(error))
-        return {"psnr": float(psnr.mean()), "psnr_worst": float(psnr.min()), "latent_std": float(torch.cat(spread).std())}
+        return {
+            "psnr": float(psnr.mean()),
+            "psnr_worst": float(psnr.min()),
+            "latent_std": float(torch.cat(spread).std()),
+        }
 
     def export(self, folder: Path) -> None:
         images = self._held_out().to(self.vae.device)

@@ -135,7 +135,9 @@ class DiffusionTask(Task):
             times = schedule.shift * times / (1 + (schedule.shift - 1) * times)
         steps = (times * schedule.num_train_timesteps)[:, None].expand(-1, frames).clone()
         shown = rng.child("shown").uniform(batch)[0] < context_share
-        count = rng.child("context").integers(1, min(options.max_context, frames - 1) + 1, batch)[0] if frames > 1 else 0
+        count = (
+            rng.child("context").integers(1, min(options.max_context, frames - 1) + 1, batch)[0] if frames > 1 else 0
+        )
         level = rng.child("context level").uniform(batch)[0] * options.context_sigma * schedule.num_train_timesteps
         level = level * (rng.child("perfect").uniform(batch)[0] < 0.5)
         is_context = (torch.arange(frames)[None] < torch.as_tensor(count).reshape(-1, 1)) & shown[:, None]

@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from accelerate.utils import DistributedDataParallelKwargs, send_to_device, set_
 from diffusers.training_utils import EMAModel
 from pydantic import Field
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from latentvid.core.config import StrictModel
 from latentvid.core.errors import LatentVidError, UsageError
@@ -146,9 +147,9 @@ class _Run:
         for micro in range(self.config.accumulate):
             last = micro == self.config.accumulate - 1
             batch = send_to_device(self._batch(self.step * self.config.accumulate + micro), self.accelerator.device)
-            with self._sync(last), self.accelerator.autocast():
-                loss, terms = self.model(batch)
-            with self._sync(last):
+            with self._sync(last), self._attention():
+                with self.accelerator.autocast():
+                    loss, terms = self.model(batch)
                 self.accelerator.backward(loss / self.config.accumulate)
             self._note({"loss": loss, **terms})
         norm = self.accelerator.clip_grad_norm_(self.trained, self.config.clip_norm)
@@ -235,6 +236,16 @@ class _Run:
             factor *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
+
+    def _attention(self) -> AbstractContextManager[None]:
+        """On the CPU, attention by plain matrix products.
+
+        The flash kernel's backward pass there takes about ten times as long for many short sequences, which is what
+        attention across frames is.
+        """
+        if self.accelerator.device.type == "cpu":
+            return sdpa_kernel([SDPBackend.MATH])
+        return nullcontext()
 
     @contextmanager
     def _sync(self, last: bool) -> Iterator[None]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 from pydantic import Field
@@ -12,7 +12,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from latentvid.autoencoders.image import ImageAutoencoder
 from latentvid.autoencoders.load import load_autoencoder
-from latentvid.core.config import StrictModel
+from latentvid.core.config import StrictModel, load_config, read_tree
+from latentvid.core.errors import UsageError, did_you_mean
 from latentvid.data.tokenizer import build_tokenizer
 from latentvid.denoisers.temporal_unet import TemporalUNet
 from latentvid.noise import PRIORS
@@ -186,7 +187,20 @@ class DiffusionRecipe(StrictModel):
         return tokenizer, text_encoder, unet, FlowMatchEulerDiscreteScheduler(shift=self.shift)
 
 
-Recipe = Annotated[AutoencoderRecipe | DiffusionRecipe, Field(discriminator="kind")]
+Recipe = AutoencoderRecipe | DiffusionRecipe
+RECIPES: dict[str, type[Recipe]] = {"autoencoder": AutoencoderRecipe, "diffusion": DiffusionRecipe}
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe's YAML file; its `kind` says which.
+
+    Raises:
+        UsageError: the file cannot be read, names no known kind, or does not fit it.
+    """
+    kind = read_tree(path).get("kind")
+    if kind not in RECIPES:
+        raise UsageError(f"{path}: kind {kind!r} is no recipe{did_you_mean(str(kind), RECIPES)}")
+    return load_config(path, RECIPES[kind], overrides)
 
 
 def run(
