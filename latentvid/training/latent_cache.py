@@ -1,7 +1,8 @@
 """Latents of training clips, computed once by the frozen encoder and kept on disk as safetensors shards.
 
-Shard k holds clips k * SHARD .. as `latents` [n c t h w] in float16 with the captions in its metadata. A shard
-that exists is not computed again, so an interrupted preparation goes on where it stopped.
+Shard k holds clips k * SHARD .. as `latents` [n c t h w] in float16, with the captions in its metadata and, where
+they are wanted, the pixels as `video` [n t 3 h w] in uint8. A shard that exists is not computed again, so an
+interrupted preparation goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def build_cache(
     encode: Encode,
     folder: str | Path,
     *,
+    keep_pixels: bool = False,
     on_clip: Callable[[int, int], None] | None = None,
 ) -> LatentCache:
     """Encode every clip of `source` into `folder` and open the result.
@@ -44,6 +46,7 @@ def build_cache(
         source: the clips.
         encode: the frozen encoder.
         folder: made where missing; whole shards in it are kept.
+        keep_pixels: store the clips too, for training a decoder.
         on_clip: called with (done, total), for a progress bar.
     """
     folder = Path(folder)
@@ -52,26 +55,35 @@ def build_cache(
         path = _shard(folder, start // SHARD)
         stop = min(start + SHARD, len(source))
         if not path.exists():
-            _write_shard(path, source, encode, start, stop)
+            _write_shard(path, source, encode, range(start, stop), keep_pixels=keep_pixels)
         if on_clip:
             on_clip(stop, len(source))
     return LatentCache(folder)
 
 
-def _write_shard(path: Path, source: ClipSource, encode: Encode, start: int, stop: int) -> None:
-    latents, captions = [], []
-    for index in range(start, stop):
+def _write_shard(path: Path, source: ClipSource, encode: Encode, clips: range, *, keep_pixels: bool) -> None:
+    latents, videos, captions = [], [], []
+    for index in clips:
         video, texts = source.clip(index)
-        pixels = video.float().div(127.5).sub(1).transpose(0, 1)[None]  # [1 3 t h w]
         with torch.no_grad():
-            latents.append(encode(pixels)[0].to(torch.float16).cpu())
+            latents.append(encode(as_network_input(video[None]))[0].to(torch.float16).cpu())
         captions.append(texts)
+        if keep_pixels:
+            videos.append(video)
+    tensors = {"latents": torch.stack(latents).contiguous()}
+    if keep_pixels:
+        tensors["video"] = torch.stack(videos).contiguous()
     with atomic_path(path) as beside:
-        save_file({"latents": torch.stack(latents).contiguous()}, beside, {"captions": json.dumps(captions)})
+        save_file(tensors, beside, {"captions": json.dumps(captions)})
+
+
+def as_network_input(video: Tensor) -> Tensor:
+    """Turn uint8 [b t 3 h w] into floats [b 3 t h w] in [-1, 1]."""
+    return video.float().div(127.5).sub(1).transpose(1, 2)
 
 
 class LatentCache:
-    """Clips of latents by number, read from disk as needed.
+    """Clips of latents by number, held in memory.
 
     Raises:
         CheckpointError: the folder holds no shards, or a damaged one.
@@ -83,11 +95,14 @@ class LatentCache:
         if not paths:
             raise CheckpointError(f"{folder} holds no latent shards; prepare the data first.")
         self._latents: list[Tensor] = []
+        self._videos: list[Tensor] = []
         self.captions: list[list[str]] = []
         for path in paths:
             try:
                 with safe_open(path, framework="pt") as file:
                     self._latents.append(file.get_tensor("latents"))
+                    if "video" in file.keys():  # noqa: SIM118 - it is no mapping
+                        self._videos.append(file.get_tensor("video"))
                     self.captions += json.loads(file.metadata()["captions"])
             except Exception as error:  # safetensors raises its own bare types
                 raise CheckpointError(f"{path} is damaged ({error}); delete it and prepare the data again.") from error
@@ -98,6 +113,10 @@ class LatentCache:
     def latents(self, index: int) -> Tensor:
         """Return float32 [c t h w]."""
         return self._latents[index // SHARD][index % SHARD].float()
+
+    def video(self, index: int) -> Tensor:
+        """Return uint8 [t 3 h w]; only where the cache was built with its pixels."""
+        return self._videos[index // SHARD][index % SHARD]
 
 
 def _shard(folder: Path, number: int) -> Path:

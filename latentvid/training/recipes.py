@@ -12,13 +12,16 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from latentvid.autoencoders.image import ImageAutoencoder
 from latentvid.autoencoders.load import load_autoencoder
+from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.config import StrictModel, load_config, read_tree
 from latentvid.core.errors import UsageError, did_you_mean
 from latentvid.data.tokenizer import build_tokenizer
 from latentvid.denoisers.temporal_unet import TemporalUNet
+from latentvid.metrics.lpips import PerceptualNetwork
 from latentvid.noise import PRIORS
 from latentvid.pipeline import LatentVideoPipeline
 from latentvid.training.autoencoder import AutoencoderOptions, AutoencoderTask
+from latentvid.training.decoder import DecoderOptions, DecoderTask
 from latentvid.training.diffusion import DiffusionOptions, DiffusionTask
 from latentvid.training.latent_cache import LatentCache, build_cache, cache_name
 from latentvid.training.loop import LoopConfig, OnRecord, train
@@ -187,8 +190,53 @@ class DiffusionRecipe(StrictModel):
         return tokenizer, text_encoder, unet, FlowMatchEulerDiscreteScheduler(shift=self.shift)
 
 
-Recipe = AutoencoderRecipe | DiffusionRecipe
-RECIPES: dict[str, type[Recipe]] = {"autoencoder": AutoencoderRecipe, "diffusion": DiffusionRecipe}
+class DecoderRecipe(StrictModel):
+    """The temporal decoder of an image autoencoder, on clips; the encoder stays as it is."""
+
+    kind: Literal["decoder"] = "decoder"
+    vae: str
+    """Folder of the image autoencoder, or of a temporal one to go on with."""
+    source: SourceConfig = WorldConfig(num_clips=512, num_frames=8, size=64)
+    held_out: SourceConfig | None = None
+    """Clips to validate on; by default the last ones of the source."""
+    cache: str | None = None
+    """Where encoded clips are kept; by default in the run's folder."""
+    temporal_num_convs: int = Field(2, ge=1)
+    lpips_trunk: str | None = None
+    """Weights of the network that LPIPS looks through; needed where the loss has an lpips term."""
+    lpips_net: Literal["squeeze", "alex", "vgg"] = "squeeze"
+    options: DecoderOptions = DecoderOptions()
+    loop: LoopConfig = LoopConfig(lr=1e-3)
+
+    def task(self, folder: Path, on_prepared: OnPrepared | None) -> Task:
+        vae = load_autoencoder(self.vae)
+        caches = {}
+        for name, source in (("clips", self.source), ("held-out", self.held_out)):
+            if source is not None:
+                key = cache_name(source.model_dump_json(), vae.latent_space())
+                place = Path(self.cache or folder / "cache") / f"{name}-{key}"
+                caches[name] = build_cache(source.open(), vae.encode_clip, place, keep_pixels=True, on_clip=on_prepared)
+        if not isinstance(vae, TemporalAutoencoder):
+            vae = TemporalAutoencoder.from_image(vae, temporal_num_convs=self.temporal_num_convs)
+        perceptual = None
+        if self.lpips_trunk is not None:
+            perceptual = PerceptualNetwork(self.lpips_net, trunk=self.lpips_trunk)
+        return DecoderTask(
+            vae,
+            caches["clips"],
+            self.options,
+            seed=self.loop.seed,
+            held_out=caches.get("held-out"),
+            perceptual=perceptual,
+        )
+
+
+Recipe = AutoencoderRecipe | DecoderRecipe | DiffusionRecipe
+RECIPES: dict[str, type[Recipe]] = {
+    "autoencoder": AutoencoderRecipe,
+    "decoder": DecoderRecipe,
+    "diffusion": DiffusionRecipe,
+}
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -1,0 +1,163 @@
+"""Finetuning the temporal decoder of an autoencoder on footage, its encoder frozen, so that latents stay valid.
+
+The recipe of "Align your Latents" (arXiv 2304.08818), without a discriminator. By default only the temporal layers
+learn: single frames are then decoded exactly as before. With the spatial decoder opened as well, stills are mixed
+in, and the figures on stills (`image_psnr`) stand guard: the video decoder of that paper lost there.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from latentvid.autoencoders.losses import Perceptual, ReconstructionLoss, ReconstructionWeights
+from latentvid.autoencoders.temporal import TemporalAutoencoder
+from latentvid.core.config import StrictModel
+from latentvid.core.errors import UsageError
+from latentvid.core.files import write_json
+from latentvid.core.rng import Rng
+from latentvid.temporal.inject import temporal_parameters
+from latentvid.training.latent_cache import LatentCache
+from latentvid.training.sources import ClipSource
+from latentvid.training.task import Task
+
+GUARD_DB = 0.1
+"""What single frames may lose."""
+
+
+class DecoderOptions(StrictModel):
+    """Batches and losses of decoder finetuning."""
+
+    batch: int = Field(2, ge=1)
+    num_frames: int = Field(8, ge=2)
+    """Frames per example, cut at random from the clips."""
+    train_spatial: bool = False
+    """Train the image decoder's own weights too. Needs more data, and can cost single frames their quality."""
+    spatial_rate: float = Field(0.1, gt=0)
+    """Their learning rate, as a share of the temporal layers'."""
+    still_share: float = Field(0.2, ge=0, lt=1)
+    """Share of batches of stills while the spatial weights train; stills teach temporal layers nothing."""
+    loss: ReconstructionWeights = ReconstructionWeights(l1=1.0, mse=2.0, temporal=0.5)
+    validation_clips: int = Field(6, ge=1)
+    """The last clips of the source, never trained on."""
+
+
+class DecoderTask(Task):
+    """Reconstruct clips from cached latents.
+
+    Args:
+        autoencoder: trained in place; its encoder and, by default, its spatial decoder are frozen.
+        source: clips of at least `options.num_frames` frames whose sides are multiples of the spatial factor.
+        cache: the latents of these clips, in their order.
+        perceptual: network of the LPIPS term, where that has a weight.
+
+    Raises:
+        UsageError: cache and source do not belong together, or leave nothing to train on.
+    """
+
+    def __init__(
+        self,
+        autoencoder: TemporalAutoencoder,
+        source: ClipSource,
+        cache: LatentCache,
+        options: DecoderOptions,
+        *,
+        seed: int,
+        perceptual: Perceptual | None = None,
+    ) -> None:
+        super().__init__()
+        if len(cache) != len(source):
+            raise UsageError(
+                f"the latent cache holds {len(cache)} clips and the footage {len(source)}; prepare it again."
+            )
+        if len(source) <= options.validation_clips:
+            raise UsageError(f"{len(source)} clips with {options.validation_clips} held out leave none to train on.")
+        self.autoencoder = autoencoder.requires_grad_(True)
+        if options.train_spatial:
+            autoencoder.freeze_encoder()
+        else:
+            autoencoder.freeze_image()
+        self.source, self.cache, self.options = source, cache, options
+        self.rng = Rng(seed)
+        self.loss = ReconstructionLoss(options.loss, perceptual=perceptual)
+        self._before: dict[str, float] = {}
+        # Unregistered: what the spatial weights were is neither trained nor saved.
+        image = copy.deepcopy(autoencoder).requires_grad_(False) if options.train_spatial else autoencoder
+        object.__setattr__(self, "image", image)
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        temporal = temporal_parameters(self.autoencoder)
+        spatial = [p for name, p in self.autoencoder.named_parameters() if p.requires_grad and name not in temporal]
+        groups = [{"params": list(temporal.values()), "lr": lr}]
+        return [*groups, {"params": spatial, "lr": lr * self.options.spatial_rate}] if spatial else groups
+
+    def batch(self, index: int) -> dict[str, Tensor]:
+        """Return video, uint8 [b t 3 h w], and its latents, float32 [b c t h w]; stills have t = 1."""
+        rng = self.rng.child(f"batch/{index}")
+        stills = self.options.train_spatial and float(rng.child("kind").uniform(1)) < self.options.still_share
+        picks = rng.child("clips").integers(0, len(self.source) - self.options.validation_clips, self.options.batch)[0]
+        examples = [self._example(pick, rng.child(f"clip/{k}")) for k, pick in enumerate(picks.tolist())]
+        video, latents = (torch.stack(parts) for parts in zip(*examples, strict=True))
+        if stills:
+            video, latents = video.flatten(0, 1)[:, None], _as_stills(latents)
+        return {"video": video, "latents": latents}
+
+    def _example(self, pick: int, rng: Rng) -> tuple[Tensor, Tensor]:
+        frames = self.options.num_frames
+        video, latents = self.source.clip(pick)[0], self.cache.latents(pick)
+        first = int(rng.child("first").integers(0, len(video) - frames + 1, 1))
+        return video[first : first + frames], latents[:, first : first + frames]
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        video = batch["video"].float().div(127.5).sub(1)
+        return self.loss(self.autoencoder.decode_chunk(batch["latents"]).transpose(1, 2), video)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Return PSNR (dB) and flicker (mean absolute error of frame differences, in 8-bit levels) of held-out clips,
+        the same of the frame-by-frame decoder, and the PSNR of their frames as stills."""
+        device = self.autoencoder.device
+        self.image.to(device)
+        sums: dict[str, float] = {}
+        first = len(self.source) - self.options.validation_clips
+        for pick in range(first, len(self.source)):
+            video = self.source.clip(pick)[0].to(device).float().div(127.5).sub(1).transpose(0, 1)[None]
+            latents = self.cache.latents(pick)[None].to(device)
+            figures = _compared(self.autoencoder.decode_chunk(latents), video)
+            before = _compared(_frame_by_frame(self.image, latents), video)
+            stills = _compared(_frame_by_frame(self.autoencoder, latents), video)
+            found = {**figures, **{f"{k}_frame_by_frame": v for k, v in before.items()}, "image_psnr": stills["psnr"]}
+            sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
+        means = {name: value / self.options.validation_clips for name, value in sums.items()}
+        means["image_guard"] = float(means["image_psnr"] >= means["psnr_frame_by_frame"] - GUARD_DB)
+        return means
+
+    def export(self, folder: Path) -> None:
+        """Write the autoencoder, its layers alone (`delta/`) where they are all that was trained, and `metrics.json`."""
+        self.autoencoder.save_pretrained(folder)
+        if not self.options.train_spatial:
+            self.autoencoder.save_delta(folder / "delta")
+        write_json(folder / "metrics.json", {"held_out": self.validate()})
+
+
+def _as_stills(latents: Tensor) -> Tensor:
+    """[b c t h w] -> [b*t c 1 h w]."""
+    return latents.transpose(1, 2).flatten(0, 1)[:, :, None]
+
+
+def _frame_by_frame(autoencoder: TemporalAutoencoder, latents: Tensor) -> Tensor:
+    frames = latents.shape[2]
+    stills = torch.cat([autoencoder.decode_chunk(part) for part in _as_stills(latents).split(8)])
+    return stills[:, :, 0].unflatten(0, (-1, frames)).transpose(1, 2)
+
+
+def _compared(decoded: Tensor, video: Tensor) -> dict[str, float]:
+    """Compare [1 3 t h w] in [-1, 1]: PSNR is the mean over frames."""
+    error = (decoded.float().clamp(-1, 1) - video) / 2
+    psnr = -10 * error.square().mean(dim=(0, 1, 3, 4)).clamp(min=1e-10).log10()
+    return {"psnr": float(psnr.mean()), "flicker": 255 * float(error.diff(dim=2).abs().mean())}
