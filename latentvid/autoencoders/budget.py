@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -50,6 +51,15 @@ class Cost:
                 f"{format_bytes(max(0, max_bytes))} are given to it; raise --max-memory or use a smaller size."
             )
         return min(frames, MOST_FRAMES)
+
+
+def working_bytes(max_memory: int, device: torch.device) -> int:
+    """Return what passes may take so that the process stays below `max_memory` bytes in all.
+
+    A fifth of what is left goes to reader, writer and fragmentation.
+    """
+    held = torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    return int(0.8 * (max_memory - held))
 
 
 def measure(network: nn.Module, run: Callable[[], Tensor], num_pixels: int) -> Cost:

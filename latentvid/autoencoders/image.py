@@ -44,6 +44,8 @@ class ImageAutoencoder(nn.Module):
 
     name: str = ""
     """What to call it in records: its folder's name."""
+    loaded_space: str = ""
+    """The latent space of the weights on file, where they were rounded to fewer bits since."""
     max_memory: int = budget.DEFAULT_BYTES
     """Bytes that the working set of `encode` and `decode` may take, besides the weights."""
 
@@ -161,7 +163,7 @@ class ImageAutoencoder(nn.Module):
         """Like `encode`, giving log variances [c t h w] too where the encoder has them."""
         for chunk in frames:
             padded, _ = pad_to_multiple(chunk, self.spatial_factor)
-            most = self._encode_cost.frames_per_pass(padded.shape[-2] * padded.shape[-1], self.max_memory)
+            most = self.frames_per_encode(*padded.shape[-2:])
             parts = [self.posterior(part.transpose(0, 1)[None]) for part in padded.split(most)]
             logvars = [logvar[0] for _, logvar in parts if logvar is not None]
             yield torch.cat([mean[0] for mean, _ in parts], dim=1), torch.cat(logvars, dim=1) if logvars else None
@@ -180,11 +182,22 @@ class ImageAutoencoder(nn.Module):
         """
         state = StreamState() if state is None else state
         for chunk in latents:
-            pixels = chunk.shape[-2] * chunk.shape[-1] * self.spatial_factor**2
-            most = self._decode_cost.frames_per_pass(pixels, self.max_memory)
+            most = self.frames_per_decode(*(side * self.spatial_factor for side in chunk.shape[-2:]))
             for part in chunk.split(most, dim=1):
                 video = self.decode_chunk(part[None], state)[0].transpose(0, 1).float().clamp_(-1, 1)
                 yield video if size is None else video[..., : size[0], : size[1]]
+
+    def frames_per_encode(self, height: int, width: int) -> int:
+        """Return how many frames of this size `encode` sends through the network at once within `max_memory`.
+
+        Raises:
+            ResourceError: not even one fits.
+        """
+        return self._encode_cost.frames_per_pass(height * width, self.max_memory)
+
+    def frames_per_decode(self, height: int, width: int) -> int:
+        """Return the same for `decode`."""
+        return self._decode_cost.frames_per_pass(height * width, self.max_memory)
 
     def freeze_encoder(self) -> None:
         """Take the encoder out of training, so that latents stay what they are."""
@@ -197,6 +210,8 @@ class ImageAutoencoder(nn.Module):
 
         Equal for an image autoencoder and every temporal decoder made for it.
         """
+        if self.loaded_space:
+            return self.loaded_space
         weights = {k: v for k, v in self.state_dict().items() if k.startswith(("encoder.", "quant_conv."))}
         return hash_weights(weights, self.scaling_factor, self.shift_factor)
 

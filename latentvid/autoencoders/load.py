@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from latentvid.autoencoders.budget import working_bytes
 from latentvid.autoencoders.image import IMAGE_NETWORKS, ImageAutoencoder, build_image_network
 from latentvid.autoencoders.temporal import DELTA_CLASS, DELTA_WEIGHTS, TemporalAutoencoder
 from latentvid.core.checkpoints import read_header
@@ -44,7 +45,7 @@ def load_autoencoder(
         runtime: device and dtype; by default the CPU in float32. fp16 is not used for image autoencoders whose config
             says that they overflow in it (`force_upcast`); they run in float32.
         image_autoencoder: what a delta goes on; by default the checkpoint of the name that the delta records.
-        max_memory: bytes for the working set of encoding and decoding.
+        max_memory: bytes that this process may hold in all, on the device where that is not the CPU.
 
     Raises:
         CheckpointError: missing, damaged, of an unknown class, or config and weights do not fit each other.
@@ -58,11 +59,14 @@ def load_autoencoder(
         _fill(autoencoder, _weights_file(folder))
     autoencoder.name = _name(folder)
     autoencoder.requires_grad_(False).eval()
-    if max_memory is not None:
-        autoencoder.max_memory = max_memory
     if runtime is not None:
         upcast = autoencoder.image_config.get("force_upcast", False) and runtime.dtype is torch.float16
-        nn.Module.to(autoencoder, runtime.device, torch.float32 if upcast else runtime.dtype)
+        dtype = torch.float32 if upcast else runtime.dtype
+        if dtype is not torch.float32:
+            autoencoder.loaded_space = autoencoder.latent_space()
+        nn.Module.to(autoencoder, runtime.device, dtype)
+    if max_memory is not None:
+        autoencoder.max_memory = working_bytes(max_memory, autoencoder.device)
     return autoencoder
 
 

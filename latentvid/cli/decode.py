@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from latentvid.cli import common
+from latentvid.cli.output import Output
 from latentvid.core.files import check_output
 
 
@@ -25,13 +26,24 @@ def run(
     quiet: common.Quiet = False,
     json: common.Json = False,
 ) -> None:
-    """Turn latents back into a video.
-
-    The autoencoder is the one that the file names, unless --vae names another that fits it.
+    """Turn latents back into a video, with the frame times and the size of the clip that they were.
 
     \b
     Example:
       latentvid decode clip.safetensors -o clip.mp4 --vae taesd
     """
     check_output(output, overwrite=overwrite)
-    raise NotImplementedError
+    from latentvid.autoencoders.latent_file import LatentFile
+
+    num_frames = LatentFile(latents).num_frames  # before anything slow
+    from latentvid.autoencoders.codec import decode_file
+    from latentvid.autoencoders.load import load_autoencoder
+    from latentvid.core.places import only_checkpoint
+    from latentvid.core.runtime import resolve_runtime
+
+    name = vae or only_checkpoint("--vae")
+    autoencoder = load_autoencoder(name, runtime=resolve_runtime(device, dtype), max_memory=max_memory)
+    out = Output(as_json=json, quiet=quiet)
+    with out.progress("decoding", num_frames) as advance:
+        done = decode_file(autoencoder, latents, output, any_vae=any_vae, overwrite=overwrite, on_frames=advance)
+    out.result(done, f"{output}: {done['num_frames']} frames, {done['duration_s']:.2f} s")

@@ -1,0 +1,122 @@
+"""Clips to latent files and back, through a small network: frames, times, sizes, batches, and what goes wrong."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentvid.autoencoders.codec import decode_file, encode_file, encode_files, plan_encode
+from latentvid.autoencoders.image import ImageAutoencoder
+from latentvid.autoencoders.latent_file import LatentFile
+from latentvid.autoencoders.load import load_autoencoder
+from latentvid.core.errors import CheckpointError, InputError, UsageError
+from latentvid.core.rng import Rng
+from latentvid.video.pixels import frames_to_tensor
+from latentvid.video.reader import open_video
+from latentvid.video.writer import VideoWriter
+from tests.autoencoders.small_networks import grown, image_network
+
+FPS = Fraction(30000, 1001)
+
+
+@pytest.fixture(scope="module")
+def network() -> ImageAutoencoder:
+    return grown("tiny", trained=True)
+
+
+def clip(path: Path, *, frames: int = 21, size: tuple[int, int] = (22, 35), irregular: bool = False) -> Path:
+    video = Rng(0).uniform(frames, 3, *size)[0] * 2 - 1
+    times = [Fraction(k * k + 4 * k, 90) for k in range(frames)] if irregular else None
+    with VideoWriter(
+        path, fps=FPS, width=size[1], height=size[0], codec="h264-lossless", is_variable_rate=irregular
+    ) as writer:
+        writer.write(video, times)
+    return path
+
+
+@pytest.mark.parametrize("irregular", [False, True])
+def test_frames_times_and_size_come_back(network: ImageAutoencoder, tmp_path: Path, irregular: bool) -> None:
+    source = clip(tmp_path / "a.mp4", irregular=irregular)
+    done: list[int] = []
+    encode_file(network, source, tmp_path / "a.safetensors", on_frames=done.append)
+    assert sum(done) == 21
+    file = LatentFile(tmp_path / "a.safetensors")
+    assert file.is_regular != irregular
+    decode_file(network, file.path, tmp_path / "b.mp4", codec="h264-lossless")
+    with open_video(source) as before, open_video(tmp_path / "b.mp4") as after:
+        assert (after.meta.width, after.meta.height, after.meta.fps) == (35, 22, before.meta.fps)
+        pairs = list(zip(before.frames(), after.frames(), strict=True))
+    assert [a.time_s for a, _ in pairs] == [b.time_s for _, b in pairs]
+    # What was written is what the network gives for the whole clip at once.
+    latents = torch.cat(list(network.encode([frames_to_tensor([a for a, _ in pairs])])), dim=1)
+    torch.testing.assert_close(file.read(), latents, atol=1e-5, rtol=0)
+    video = torch.cat(list(network.decode([latents], size=(22, 35))))
+    torch.testing.assert_close(frames_to_tensor([b for _, b in pairs]), video, atol=1.01 / 127.5, rtol=0)
+
+
+def test_variances_are_kept_where_there_are_any(tmp_path: Path) -> None:
+    kl = ImageAutoencoder(image_network("kl"))
+    encode_file(kl, clip(tmp_path / "a.mp4", frames=3), tmp_path / "a.safetensors")
+    file = LatentFile(tmp_path / "a.safetensors")
+    with open_video(tmp_path / "a.mp4") as reader:
+        found = list(kl.encode_posterior([frames_to_tensor(reader.frames())]))
+    assert found[0][1] is not None
+    torch.testing.assert_close(file.read(logvar=True), found[0][1], atol=1e-5, rtol=0)
+
+
+def test_a_batch_goes_on_where_it_stopped_and_over_bad_clips(network: ImageAutoencoder, tmp_path: Path) -> None:
+    first, last = clip(tmp_path / "a.mp4", frames=2), clip(tmp_path / "c.mp4", frames=3)
+    (tmp_path / "b.mp4").write_bytes(b"no video at all")
+    sources = [first, tmp_path / "b.mp4", last, tmp_path / "missing.mp4"]
+    jobs = [(path, tmp_path / f"{path.name}.safetensors") for path in sources]
+    results = list(encode_files(network, jobs))
+    assert [r["status"] for r in results] == ["encoded", "failed", "encoded", "failed"]
+    assert {r["exit_code"] for r in results if r["status"] == "failed"} == {InputError.exit_code}
+    assert not jobs[1][1].exists()
+    stamp = jobs[0][1].stat().st_mtime_ns
+    assert [r["status"] for r in encode_files(network, jobs)] == ["skipped", "failed", "skipped", "failed"]
+    assert jobs[0][1].stat().st_mtime_ns == stamp
+    other = ImageAutoencoder(image_network("tiny", seed=7))
+    again = list(encode_files(other, jobs[:1]))
+    assert (again[0]["status"], again[0]["exit_code"]) == ("failed", UsageError.exit_code)
+    assert [r["status"] for r in encode_files(other, jobs[:1], overwrite=True)] == ["encoded"]
+    clip(tmp_path / "c.mp4", frames=3, size=(16, 16)) if last.unlink() is None else None
+    assert [r["status"] for r in encode_files(network, jobs[2:3])] == ["failed"]
+
+
+def test_a_plan_says_what_will_be(network: ImageAutoencoder, tmp_path: Path) -> None:
+    source, target = clip(tmp_path / "a.mp4"), tmp_path / "a.safetensors"
+    plan = plan_encode(network, source, target, "fp32")
+    assert not target.exists()
+    encode_file(network, source, target)
+    file = LatentFile(target)
+    assert plan["latents"] == [file.channels, file.num_frames, file.height, file.width]
+    assert plan["num_bytes"] == 4 * file.read().numel()
+
+
+def test_a_wrong_decoder_or_a_damaged_file_makes_no_video(network: ImageAutoencoder, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    encode_file(network, clip(tmp_path / "a.mp4", frames=3), path)
+    other = ImageAutoencoder(image_network("tiny", seed=7))
+    with pytest.raises(CheckpointError, match="--any-vae"):
+        decode_file(other, path, tmp_path / "b.mp4")
+    decode_file(other, path, tmp_path / "other.mp4", any_vae=True)
+    data = bytearray(path.read_bytes())
+    data[-200] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        decode_file(network, path, tmp_path / "b.mp4")
+    assert not (tmp_path / "b.mp4").exists()
+
+
+@pytest.mark.parametrize("name", ["taesd", "taef1"])
+def test_a_real_clip_survives_real_weights(assets: Path, tmp_path: Path, name: str) -> None:
+    taesd = load_autoencoder(assets / "weights" / name)
+    with open_video(assets / "data" / "sky" / "00.mp4") as reader:
+        video = frames_to_tensor(reader.frames(0, 3))
+    decoded = torch.cat(list(taesd.decode(taesd.encode([video]), size=(128, 128))))
+    psnr = -10 * ((decoded - video) / 2).square().mean().log10()
+    assert psnr > {"taesd": 24, "taef1": 30}[name]
