@@ -138,7 +138,7 @@ class DecoderTask(Task):
         return means
 
     def export(self, folder: Path) -> None:
-        """Write the autoencoder, its layers alone (`delta/`) where they are all that was trained, and `metrics.json`."""
+        """Write the autoencoder, its temporal layers (`delta/`) where only they were trained, and `metrics.json`."""
         self.autoencoder.save_pretrained(folder)
         if not self.options.train_spatial:
             self.autoencoder.save_delta(folder / "delta")

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from pydantic import Field
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from latentvid.autoencoders.image import ImageAutoencoder
@@ -23,7 +25,7 @@ from latentvid.pipeline import LatentVideoPipeline
 from latentvid.training.autoencoder import AutoencoderOptions, AutoencoderTask
 from latentvid.training.decoder import DecoderOptions, DecoderTask
 from latentvid.training.diffusion import DiffusionOptions, DiffusionTask
-from latentvid.training.latent_cache import LatentCache, build_cache, cache_name
+from latentvid.training.latent_cache import Encode, LatentCache, build_cache, cache_name
 from latentvid.training.loop import LoopConfig, OnRecord, train
 from latentvid.training.sources import KeptClips, SourceConfig, WorldConfig
 from latentvid.training.task import Task
@@ -163,9 +165,9 @@ class DiffusionRecipe(StrictModel):
         caches = {}
         for name, source in (("videos", self.videos), ("images", self.images)):
             if source is not None:
-                key = cache_name(source.model_dump_json(), vae.latent_space())
+                key = cache_name(source.model_dump_json(), vae.latent_space(), self.loop.mixed_precision)
                 place = Path(self.cache or folder / "cache") / f"{name}-{key}"
-                caches[name] = build_cache(source.open(), vae.encode_clip, place, on_clip=on_prepared)
+                caches[name] = build_cache(source.open(), _encoder(vae, self.loop), place, on_clip=on_prepared)
         tokenizer, text_encoder, unet, scheduler = self._networks(vae, caches)
         pipeline = LatentVideoPipeline(
             vae=vae,
@@ -213,9 +215,11 @@ class DecoderRecipe(StrictModel):
         caches = {}
         for name, source in (("clips", self.source), ("held-out", self.held_out)):
             if source is not None:
-                key = cache_name(source.model_dump_json(), vae.latent_space())
+                key = cache_name(source.model_dump_json(), vae.latent_space(), self.loop.mixed_precision)
                 place = Path(self.cache or folder / "cache") / f"{name}-{key}"
-                caches[name] = build_cache(source.open(), vae.encode_clip, place, keep_pixels=True, on_clip=on_prepared)
+                caches[name] = build_cache(
+                    source.open(), _encoder(vae, self.loop), place, keep_pixels=True, on_clip=on_prepared
+                )
         if not isinstance(vae, TemporalAutoencoder):
             vae = TemporalAutoencoder.from_image(vae, temporal_num_convs=self.temporal_num_convs)
         perceptual = None
@@ -249,6 +253,17 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if kind not in RECIPES:
         raise UsageError(f"{path}: kind {kind!r} is no recipe{did_you_mean(str(kind), RECIPES)}")
     return load_config(path, RECIPES[kind], overrides)
+
+
+def _encoder(vae: ImageAutoencoder, loop: LoopConfig) -> Encode:
+    """Return the frozen encoder, computing in the precision of the training that it prepares."""
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(loop.mixed_precision)
+
+    def encode(video: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(vae.device.type, half, enabled=half is not None):
+            return vae.encode_clip(video)
+
+    return encode
 
 
 def run(
