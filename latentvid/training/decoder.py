@@ -22,8 +22,7 @@ from latentvid.core.errors import UsageError
 from latentvid.core.files import write_json
 from latentvid.core.rng import Rng
 from latentvid.temporal.inject import temporal_parameters
-from latentvid.training.latent_cache import LatentCache
-from latentvid.training.sources import ClipSource
+from latentvid.training.latent_cache import LatentCache, as_network_input
 from latentvid.training.task import Task
 
 GUARD_DB = 0.1
@@ -52,40 +51,39 @@ class DecoderTask(Task):
 
     Args:
         autoencoder: trained in place; its encoder and, by default, its spatial decoder are frozen.
-        source: clips of at least `options.num_frames` frames whose sides are multiples of the spatial factor.
-        cache: the latents of these clips, in their order.
+        clips: latents and pixels of clips of at least `options.num_frames` frames, made by this encoder.
+        held_out: the same, to validate on; by default the last of `clips`, which are then not trained on.
         perceptual: network of the LPIPS term, where that has a weight.
 
     Raises:
-        UsageError: cache and source do not belong together, or leave nothing to train on.
+        UsageError: nothing is left to train on, or a cache was built without pixels.
     """
 
     def __init__(
         self,
         autoencoder: TemporalAutoencoder,
-        source: ClipSource,
-        cache: LatentCache,
+        clips: LatentCache,
         options: DecoderOptions,
         *,
         seed: int,
+        held_out: LatentCache | None = None,
         perceptual: Perceptual | None = None,
     ) -> None:
         super().__init__()
-        if len(cache) != len(source):
-            raise UsageError(
-                f"the latent cache holds {len(cache)} clips and the footage {len(source)}; prepare it again."
-            )
-        if len(source) <= options.validation_clips:
-            raise UsageError(f"{len(source)} clips with {options.validation_clips} held out leave none to train on.")
+        count = options.validation_clips
+        self._num_train = len(clips) if held_out is not None else len(clips) - count
+        if self._num_train < 1:
+            raise UsageError(f"{len(clips)} clips with {count} held out leave none to train on.")
+        if not all(_has_pixels(cache) for cache in (clips, held_out) if cache is not None):
+            raise UsageError(f"{clips.folder} holds latents without pixels; a decoder needs both.")
         self.autoencoder = autoencoder.requires_grad_(True)
         if options.train_spatial:
             autoencoder.freeze_encoder()
         else:
             autoencoder.freeze_image()
-        self.source, self.cache, self.options = source, cache, options
+        self.clips, self.held_out, self.options = clips, held_out, options
         self.rng = Rng(seed)
         self.loss = ReconstructionLoss(options.loss, perceptual=perceptual)
-        self._before: dict[str, float] = {}
         # Unregistered: what the spatial weights were is neither trained nor saved.
         image = copy.deepcopy(autoencoder).requires_grad_(False) if options.train_spatial else autoencoder
         object.__setattr__(self, "image", image)
@@ -100,7 +98,7 @@ class DecoderTask(Task):
         """Return video, uint8 [b t 3 h w], and its latents, float32 [b c t h w]; stills have t = 1."""
         rng = self.rng.child(f"batch/{index}")
         stills = self.options.train_spatial and float(rng.child("kind").uniform(1)) < self.options.still_share
-        picks = rng.child("clips").integers(0, len(self.source) - self.options.validation_clips, self.options.batch)[0]
+        picks = rng.child("clips").integers(0, self._num_train, self.options.batch)[0]
         examples = [self._example(pick, rng.child(f"clip/{k}")) for k, pick in enumerate(picks.tolist())]
         video, latents = (torch.stack(parts) for parts in zip(*examples, strict=True))
         if stills:
@@ -109,12 +107,12 @@ class DecoderTask(Task):
 
     def _example(self, pick: int, rng: Rng) -> tuple[Tensor, Tensor]:
         frames = self.options.num_frames
-        video, latents = self.source.clip(pick)[0], self.cache.latents(pick)
+        video, latents = self.clips.video(pick), self.clips.latents(pick)
         first = int(rng.child("first").integers(0, len(video) - frames + 1, 1))
         return video[first : first + frames], latents[:, first : first + frames]
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        video = batch["video"].float().div(127.5).sub(1)
+        video = as_network_input(batch["video"]).transpose(1, 2)
         return self.loss(self.autoencoder.decode_chunk(batch["latents"]).transpose(1, 2), video)
 
     @torch.no_grad()
@@ -124,16 +122,17 @@ class DecoderTask(Task):
         device = self.autoencoder.device
         self.image.to(device)
         sums: dict[str, float] = {}
-        first = len(self.source) - self.options.validation_clips
-        for pick in range(first, len(self.source)):
-            video = self.source.clip(pick)[0].to(device).float().div(127.5).sub(1).transpose(0, 1)[None]
-            latents = self.cache.latents(pick)[None].to(device)
+        cache = self.held_out or self.clips
+        picks = range(0 if self.held_out is not None else self._num_train, len(cache))
+        for pick in picks:
+            video = as_network_input(cache.video(pick)[None].to(device))
+            latents = cache.latents(pick)[None].to(device)
             figures = _compared(self.autoencoder.decode_chunk(latents), video)
             before = _compared(_frame_by_frame(self.image, latents), video)
             stills = _compared(_frame_by_frame(self.autoencoder, latents), video)
             found = {**figures, **{f"{k}_frame_by_frame": v for k, v in before.items()}, "image_psnr": stills["psnr"]}
             sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
-        means = {name: value / self.options.validation_clips for name, value in sums.items()}
+        means = {name: value / len(picks) for name, value in sums.items()}
         means["image_guard"] = float(means["image_psnr"] >= means["psnr_frame_by_frame"] - GUARD_DB)
         return means
 
@@ -143,6 +142,14 @@ class DecoderTask(Task):
         if not self.options.train_spatial:
             self.autoencoder.save_delta(folder / "delta")
         write_json(folder / "metrics.json", {"held_out": self.validate()})
+
+
+def _has_pixels(cache: LatentCache) -> bool:
+    try:
+        cache.video(0)
+    except IndexError:
+        return False
+    return True
 
 
 def _as_stills(latents: Tensor) -> Tensor:
