@@ -179,7 +179,8 @@ def _plan(settings: EncoderSettings) -> tuple[str, dict[str, str], str, Callable
     pix_fmt = settings.pix_fmt or ("yuv444p" if is_odd else "yuv420p")
     if is_odd and pix_fmt in ("yuv420p", "yuvj420p", "nv12"):
         raise UsageError(f"{pix_fmt} cannot hold odd sizes such as {settings.width}x{settings.height}; use yuv444p.")
-    options = {"crf": f"{settings.crf:g}", "preset": settings.preset, "g": "48", "x264-params": "open-gop=0"}
+    # x264's macroblock tree reads memory that it never wrote, and its bytes then depend on what ran before.
+    options = {"crf": f"{settings.crf:g}", "preset": settings.preset, "g": "48", "x264-params": "open-gop=0:mbtree=0"}
     return "libx264", options, pix_fmt, FromRgb(pix_fmt, settings.color)
 
 

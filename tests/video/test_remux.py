@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -60,7 +61,7 @@ def test_packets_are_copied(segments: list[Path], tmp_path: Path) -> None:
     assert packets(tmp_path / "film.mp4") == [p for part in segments for p in packets(part)]
     with av.open(str(tmp_path / "film.mp4")) as container:
         dts = [p.dts for p in container.demux(video=0) if p.size]
-    assert all(a < b for a, b in zip(dts, dts[1:], strict=False))
+    assert all(a < b for a, b in pairwise(dts))
 
 
 def test_equal_segments_give_equal_bytes(segments: list[Path], tmp_path: Path) -> None:
