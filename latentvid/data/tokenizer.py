@@ -1,51 +1,71 @@
-"""A CLIP tokenizer for a small closed world: byte-pair merges learned from its own captions."""
+"""A small CLIP tokenizer made from a project's own captions: byte-level BPE, so that no text is beyond it.
+
+The result is what every Stable Diffusion folder holds (Sennrich et al., arXiv 1508.07909; Radford et al.,
+arXiv 2103.00020), only with fewer merges: all 256 bytes, inside a word and at its end, then what the texts merge.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import pre_tokenizers
-from tokenizers.trainers import BpeTrainer
+from tokenizers import Tokenizer, pre_tokenizers, trainers
+from tokenizers.models import BPE
 from transformers import CLIPTokenizer
 
-START, END = "<|startoftext|>", "<|endoftext|>"
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+_SUFFIX = "</w>"
+SMALLEST_VOCABULARY = 2 * 256 + 2
 
 
-def build_tokenizer(texts: Iterable[str], *, vocab_size: int = 1024, max_length: int = 24) -> CLIPTokenizer:
-    """Learn a tokenizer from `texts`; any other text is spelled out in bytes, so that nothing is unknown.
+def build_tokenizer(
+    texts: Iterable[str], folder: str | Path | None = None, *, vocab_size: int = 1024, max_length: int = 24
+) -> CLIPTokenizer:
+    """Return a tokenizer whose merges were learned from `texts`, and save it into `folder` if one is given.
 
     Args:
-        texts: captions.
-        vocab_size: most tokens, at least the 514 that bytes and the two marks need.
-        max_length: tokens per prompt, marks included.
+        texts: captions; their order does not matter.
+        folder: is made if missing; gets `tokenizer.json`, its config, and CLIP's `vocab.json` and `merges.txt`.
+        vocab_size: the most entries, specials included; fewer where the texts give no more to merge.
+        max_length: tokens per prompt, start and end included.
+
+    Raises:
+        ValueError: `vocab_size` does not hold all bytes, or `max_length` not even one token of text.
     """
-    learner = CLIPTokenizer()
-    learner.backend_tokenizer.train_from_iterator(
-        texts,
-        BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[START, END],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            end_of_word_suffix="</w>",
-            show_progress=False,
-        ),
-    )
-    return _from_model(learner, max_length)
-
-
-def _from_model(learner: CLIPTokenizer, max_length: int) -> CLIPTokenizer:
-    """Rebuild from vocabulary and merges, with every byte also as the end of a word and the marks last, as CLIP has."""
-    import json
-
-    model = json.loads(learner.backend_tokenizer.to_str())["model"]
-    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise ValueError(f"vocab_size={vocab_size} must be at least {SMALLEST_VOCABULARY}, to hold every byte twice")
+    if max_length < 3:
+        raise ValueError(f"max_length={max_length} must be at least 3: start, a token, end")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *(first + second for first, second in merges)]
-    vocabulary = {token: number for number, token in enumerate(dict.fromkeys([*tokens, START, END]))}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)
+    merges = _learn_merges(texts, alphabet, vocab_size)[: vocab_size - SMALLEST_VOCABULARY]
+    entries = alphabet + [letter + _SUFFIX for letter in alphabet]
+    entries += list(dict.fromkeys(left + right for left, right in merges))
+    vocabulary = {entry: i for i, entry in enumerate([*dict.fromkeys(entries), _START, _END])}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)
+    if folder is not None:
+        save_tokenizer(tokenizer, folder)
+    return tokenizer
 
 
-def load_tokenizer(folder: str | Path) -> CLIPTokenizer:
-    """Open a saved tokenizer; nothing is downloaded."""
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+def save_tokenizer(tokenizer: CLIPTokenizer, folder: str | Path) -> None:
+    """Write a tokenizer so that old and new transformers can load it."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    tokenizer.backend_tokenizer.model.save(str(folder))
+
+
+def _learn_merges(texts: Iterable[str], alphabet: list[str], vocab_size: int) -> list[tuple[str, str]]:
+    clip = CLIPTokenizer().backend_tokenizer
+    learner = Tokenizer(BPE(end_of_word_suffix=_SUFFIX))
+    learner.normalizer, learner.pre_tokenizer = clip.normalizer, clip.pre_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        initial_alphabet=alphabet,
+        end_of_word_suffix=_SUFFIX,
+        show_progress=False,
+    )
+    # Ties between equally frequent pairs are broken by what was seen first, so the texts are put in order.
+    learner.train_from_iterator(sorted(texts), trainer)
+    return [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
