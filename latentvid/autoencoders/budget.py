@@ -19,12 +19,12 @@ from latentvid.core.memory import format_bytes
 from latentvid.temporal.convolution import KERNEL, TemporalConvolution
 
 DEFAULT_BYTES = 512 * 10**6
-"""Working set where nobody says how large it may be."""
+"""Working set to aim for where nobody says how large it may be; one frame is always taken then."""
 MOST_FRAMES = 64
 """More at once is no faster."""
-LIVE_TENSORS = 4.0
+LIVE_TENSORS = 6.0
 """Tensors of the largest size that an image network holds at its peak: input, residual, activation, output."""
-LIVE_TENSORS_TEMPORAL = 8.0
+LIVE_TENSORS_TEMPORAL = 16.0
 """The same inside a temporal layer, which stacks three neighbours of every frame."""
 
 
@@ -37,13 +37,15 @@ class Cost:
     state_bytes: float
     """For what temporal layers carry, however many frames there are."""
 
-    def frames_per_pass(self, num_pixels: int, max_bytes: int) -> int:
+    def frames_per_pass(self, num_pixels: int, max_bytes: int | None) -> int:
         """Return how many frames of `num_pixels` (height x width, times the batch) fit into `max_bytes`.
 
         Raises:
-            ResourceError: not even one does.
+            ResourceError: a limit is given, and not even one frame fits.
         """
         frame, state = self.frame_bytes * num_pixels, self.state_bytes * num_pixels
+        if max_bytes is None:
+            return max(1, min(int((DEFAULT_BYTES - state) // frame), MOST_FRAMES))
         frames = int((max_bytes - state) // frame)
         if frames < 1:
             raise ResourceError(

@@ -46,8 +46,8 @@ class ImageAutoencoder(nn.Module):
     """What to call it in records: its folder's name."""
     loaded_space: str = ""
     """The latent space of the weights on file, where they were rounded to fewer bits since."""
-    max_memory: int = budget.DEFAULT_BYTES
-    """Bytes that the working set of `encode` and `decode` may take, besides the weights."""
+    max_memory: int | None = None
+    """Bytes that the working set of `encode` and `decode` may take, besides the weights; None is a modest default."""
 
     def __init__(self, image: nn.Module) -> None:
         super().__init__()

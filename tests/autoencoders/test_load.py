@@ -146,3 +146,9 @@ def test_memory_that_does_not_suffice_is_said(folder: Path) -> None:
     network = load_autoencoder(folder, max_memory=1 << 20)  # less than the process holds already
     with pytest.raises(ResourceError, match="--max-memory"):
         list(network.encode([torch.zeros(1, 3, 64, 64)]))
+
+
+def test_without_a_limit_a_frame_of_any_size_is_taken(folder: Path) -> None:
+    network = load_autoencoder(folder)
+    assert network.frames_per_decode(16, 16) > network.frames_per_decode(256, 256) > 1
+    assert network.frames_per_decode(1 << 14, 1 << 14) == 1
