@@ -24,6 +24,9 @@ from latentvid.core.errors import LatentVidError, ResourceError
 VERBS = {
     "inspect": "latentvid.cli.inspect",
     "models": "latentvid.cli.models",
+    "encode": "latentvid.cli.encode",
+    "decode": "latentvid.cli.decode",
+    "train": "latentvid.cli.train",
     "evaluate": "latentvid.cli.evaluate",
 }
 """Verb to the module that holds it: a command `run`, or a group of commands `app`."""
