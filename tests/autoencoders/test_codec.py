@@ -47,7 +47,9 @@ def test_frames_times_and_size_come_back(network: ImageAutoencoder, tmp_path: Pa
     assert file.is_regular != irregular
     decode_file(network, file.path, tmp_path / "b.mp4", codec="h264-lossless")
     with open_video(source) as before, open_video(tmp_path / "b.mp4") as after:
-        assert (after.meta.width, after.meta.height, after.meta.fps) == (35, 22, before.meta.fps)
+        assert (after.meta.width, after.meta.height) == (35, 22)
+        # The mean rate of irregular clips depends on how long the last frame is shown, which times do not tell.
+        assert irregular or after.meta.fps == before.meta.fps
         pairs = list(zip(before.frames(), after.frames(), strict=True))
     assert [a.time_s for a, _ in pairs] == [b.time_s for _, b in pairs]
     # What was written is what the network gives for the whole clip at once.
