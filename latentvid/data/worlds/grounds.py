@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from latentvid.data.worlds.fields import Array, noise_1d, noise_2d, smoothstep
 from latentvid.data.worlds.palette import mix
@@ -51,7 +52,7 @@ class _Picture:
         self.coverage = np.zeros((len(canvas.y), len(canvas.x)), np.float32)
         self.rgb = np.zeros((3, *self.coverage.shape), np.float32)
 
-    def add(self, ridge: Array, color: Array) -> None:
+    def add(self, ridge: NDArray[np.floating], color: Array) -> None:
         """Lay `color` [3 h w] over everything below the line `ridge` [w]."""
         first = max(0, int(ridge.min() * len(self.canvas.y)) - 1)
         mask = np.clip((self.canvas.y[first:, None] - ridge) * len(self.canvas.y) + 0.5, 0, 1)
