@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
+from contextlib import ExitStack
+from itertools import chain, repeat
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from latentvid.cli import common
 from latentvid.cli.output import Output
 
+if TYPE_CHECKING:
+    from latentvid.core.runtime import Runtime
+    from latentvid.evaluation.report import Report
+    from latentvid.training.finetune import Estimate, FinetuneConfig, Finetuned, Footage
+
 
 def run(
+    context: typer.Context,
     footage: Annotated[list[str], typer.Argument(metavar="FOOTAGE", help="Videos, folders of videos, or patterns.")],
     output: common.Out,
     vae: common.Vae = None,
@@ -19,10 +28,35 @@ def run(
     val: Annotated[
         list[str] | None, typer.Option("--val", metavar="FOLDER", help="Held-out footage; several may be given.")
     ] = None,
+    hold_out: Annotated[
+        int | None,
+        typer.Option("--hold-out", min=1, metavar="K", help="Hold out the last K files; about one in six by default."),
+    ] = None,
+    crop: Annotated[
+        int | None, typer.Option("--crop", min=16, metavar="PX", help="Side of the training crops.")
+    ] = None,
+    clip_frames: Annotated[
+        int | None, typer.Option("--clip-frames", min=2, metavar="N", help="Frames of a training crop.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, metavar="B", help="Crops per step.")] = None,
+    train_spatial: Annotated[
+        bool,
+        typer.Option("--train-spatial", help="Train the image decoder's own weights too, single frames guarded."),
+    ] = False,
+    lpips_trunk: Annotated[
+        Path | None,
+        typer.Option(
+            "--lpips-trunk", metavar="FILE", help="Train on LPIPS and measure it, with this SqueezeNet trunk."
+        ),
+    ] = None,
     config: common.Config = None,
     overrides: common.Set = None,
-    seed: common.Seed = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", min=0, metavar="K", help="Crops, their order and new weights follow from it."),
+    ] = None,
     device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
     resume: common.Resume = False,
     dry_run: common.DryRun = False,
     quiet: common.Quiet = False,
@@ -31,6 +65,7 @@ def run(
     """Finetune the decoder of an image autoencoder on footage.
 
     Temporal layers are added to the decoder and trained; the encoder is not touched, so latents stay valid.
+    OUT becomes a checkpoint folder with figures of held-out clips; Ctrl-C is safe, --resume goes on.
 
     \b
     Example:
@@ -40,8 +75,31 @@ def run(
 
     train, held_out = find_videos(footage), find_videos(val or []) if val else []
     check_apart(train, held_out)
+    from latentvid.core.places import only_checkpoint
+    from latentvid.core.runtime import resolve_runtime
+    from latentvid.training import finetune as work
+
+    runtime = resolve_runtime(device, dtype)
+    flags = {
+        "loop.steps": steps,
+        "loop.seed": seed,
+        "loop.mixed_precision": _precision(runtime, dtype),
+        "crop": crop,
+        "options.num_frames": clip_frames,
+        "options.batch": batch,
+        "options.train_spatial": "true" if train_spatial else None,
+    }
+    settings = _settings(config, overrides, flags, lpips_trunk)
+    base = vae or str(only_checkpoint("--vae"))
     out = Output(as_json=json, quiet=quiet)
-    _finetune(out)
+    found = work.find_footage(train, settings, held_out=held_out, num_held_out=hold_out)
+    _tell_footage(found, out)
+    if dry_run:
+        _tell_estimate(work.estimate(settings, base, found, runtime=runtime), found, runtime, out)
+        return
+    done = _train(settings, base, found, output, runtime=runtime, resume=resume, out=out)
+    command = " ".join(["latentvid finetune-decoder", *map(shlex.quote, _words(context))])
+    _finish(done, settings, base, found, output, runtime=runtime, command=command, out=out)
 
 
 def check_apart(train: list[Path], held_out: list[Path]) -> None:
@@ -57,5 +115,219 @@ def check_apart(train: list[Path], held_out: list[Path]) -> None:
         raise UsageError(f"{min(both)} is both in FOOTAGE and in --val; held-out clips must not be trained on.")
 
 
-def _finetune(out: Output) -> None:
-    raise NotImplementedError
+def _precision(runtime: Runtime, dtype: str) -> str | None:
+    """Return the loop's word for the number format; None leaves it to the config."""
+    short = str(runtime.describe()["dtype"])
+    if dtype == "auto" and short == "fp32":
+        return None
+    return {"fp32": "no"}.get(short, short)
+
+
+def _settings(
+    config: Path | None, overrides: list[str] | None, flags: dict[str, Any], lpips_trunk: Path | None
+) -> FinetuneConfig:
+    from latentvid.core.config import load_config
+    from latentvid.training.finetune import FinetuneConfig
+
+    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    settings = load_config(config, FinetuneConfig, [*(overrides or []), *given])
+    return settings if lpips_trunk is None else settings.model_copy(update={"lpips_trunk": str(lpips_trunk)})
+
+
+def _tell_footage(found: Footage, out: Output) -> None:
+    frames = sum(clip.num_frames for clip in found.train)
+    out.note(f"{len(found.train)} clips to train on ({frames} frames), {len(found.held_out)} held out")
+    for _, why in found.skipped:
+        out.warn(f"skipped: {why}")
+
+
+def _tell_estimate(needs: Estimate, found: Footage, runtime: Runtime, out: Output) -> None:
+    from latentvid.cli.output import table
+    from latentvid.core.memory import format_bytes
+
+    facts = {
+        **found.describe(),
+        "steps": needs.steps,
+        "device": str(runtime.device),
+        "step_s": needs.step_s,
+        "prepare_s": needs.prepare_s,
+        "total_s": needs.total_s,
+        "memory_bytes": needs.memory_bytes,
+        "disk_bytes": needs.disk_bytes,
+    }
+    shown = {
+        "clips to train on": len(found.train),
+        "clips held out": ", ".join(clip.path.name for clip in found.held_out),
+        "clips skipped": len(found.skipped),
+        "steps": needs.steps,
+        "device": str(runtime.device),
+        "time": f"{_minutes(needs.total_s)} ({needs.step_s:.2f} s per step, {_minutes(needs.prepare_s)} to prepare)",
+        "memory": format_bytes(needs.memory_bytes),
+        "disk": format_bytes(needs.disk_bytes),
+    }
+    out.result(facts, table(shown))
+    needs.check_memory(runtime.device)
+
+
+def _train(
+    settings: FinetuneConfig,
+    base: str,
+    found: Footage,
+    output: Path,
+    *,
+    runtime: Runtime,
+    resume: bool,
+    out: Output,
+) -> Finetuned:
+    from latentvid.training.finetune import finetune
+
+    stages = _Stages(out)
+
+    def on_prepared(done: int, total: int) -> None:
+        stages.at("preparing", total, "crops", done)
+        if done == total:
+            stages.at("training", settings.loop.steps, "steps", 0)
+
+    def on_record(record: dict[str, Any]) -> None:
+        stages.at("training", settings.loop.steps, "steps", record["step"])
+        if "validation" in record:
+            out.note(_validation_line(record))
+
+    with stages:
+        return finetune(
+            settings,
+            base,
+            found,
+            output,
+            runtime=runtime,
+            resume=resume,
+            on_prepared=on_prepared,
+            on_record=on_record,
+        )
+
+
+class _Stages(ExitStack):
+    """One progress bar after the other; a terminal has room for one."""
+
+    def __init__(self, out: Output) -> None:
+        super().__init__()
+        self.out = out
+        self.label = ""
+        self.done = 0
+
+    def at(self, label: str, total: int, unit: str, done: int) -> None:
+        if label != self.label:
+            self.close()
+            self.label, self.done = label, 0
+            self.advance = self.enter_context(self.out.progress(label, total, unit))
+        self.advance(done - self.done)
+        self.done = done
+
+
+def _validation_line(record: dict[str, Any]) -> str:
+    figures = record["validation"]
+    pairs = ", ".join(
+        f"{key} {figures[key]:.2f} (frame by frame {figures[f'{key}_frame_by_frame']:.2f})"
+        for key in ("psnr", "flicker")
+    )
+    return f"step {record['step']}: held-out crops {pairs}"
+
+
+def _finish(
+    done: Finetuned,
+    settings: FinetuneConfig,
+    base: str,
+    found: Footage,
+    output: Path,
+    *,
+    runtime: Runtime,
+    command: str,
+    out: Output,
+) -> None:
+    """Measure on whole held-out clips and write everything that tells what was gained."""
+    from latentvid.core.files import atomic_path, write_json
+    from latentvid.evaluation.before_after import AFTER, BEFORE, gains, write_side_by_side, write_strip
+    from latentvid.training.model_card import write_card
+
+    clips = [clip.path for clip in found.held_out]
+    report = _measure(done, clips, settings, runtime, out)
+    facts = {**_facts(done, settings, base, found, runtime), "held_out": report.means(), **gains(report)}
+    report.write(output / "report")
+    with atomic_path(output / "table.md") as beside:
+        beside.write_text(report.table(), encoding="utf-8")
+    write_strip(report, output / "side_by_side.png")
+    readable = [clip for clip in clips if clip.name not in report.failures]
+    if readable:
+        write_side_by_side(output / "side_by_side.mp4", readable[0], {BEFORE: done.image, AFTER: done.autoencoder})
+    write_card(output, facts=facts, table=report.table(), command=command)
+    write_json(output / "metrics.json", facts)
+    out.note(done.guard.sentence())
+    out.result({"output": str(output), **facts}, report.table())
+
+
+def _measure(done: Finetuned, clips: list[Path], settings: FinetuneConfig, runtime: Runtime, out: Output) -> Report:
+    from latentvid.evaluation.before_after import before_and_after
+
+    finished = chain([0], repeat(1))  # we hear of each clip before it is done
+    with out.progress("evaluating", 2 * len(clips), "clips") as advance:
+        report = before_and_after(
+            done.image,
+            done.autoencoder,
+            clips,
+            lpips_trunk=settings.lpips_trunk,
+            device=runtime.device,
+            on_clip=lambda *_: advance(next(finished)),
+        )
+        advance(1)
+    return report
+
+
+def _facts(done: Finetuned, settings: FinetuneConfig, base: str, found: Footage, runtime: Runtime) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from latentvid.autoencoders.load import component_folder
+    from latentvid.core.checkpoints import describe_checkpoint
+
+    guard = done.guard
+    spatial = settings.options.train_spatial and not done.has_delta
+    precision = {"no": "fp32"}.get(settings.loop.mixed_precision, settings.loop.mixed_precision)
+    return {
+        "base": {
+            "name": done.image.name,
+            "class": done.image.image_config["_class_name"],
+            "image_weights": done.image.image_weights(),
+            "latent_space": done.autoencoder.latent_space(),
+            "license": describe_checkpoint(component_folder(base)).get("license"),
+        },
+        "has_delta": done.has_delta,
+        "image_guard": {**asdict(guard), "holds": guard.holds, "sentence": guard.sentence()},
+        "training": {
+            "trained": "its temporal layers and the spatial decoder" if spatial else "its temporal layers",
+            "temporal_parameters": done.autoencoder.num_temporal_parameters,
+            "steps": settings.loop.steps,
+            "seed": settings.loop.seed,
+            "device": runtime.describe()["device_name"],
+            "precision": precision,
+            "config": settings.model_dump(mode="json"),
+        },
+        "data": found.describe(),
+        "validation_crops": done.validation,
+    }
+
+
+def _words(context: typer.Context) -> list[str]:
+    """Return the verb's own words as they were typed, for the record; those of a call from Python are not known."""
+    import sys
+
+    words = sys.argv[1:]
+    return words[words.index(context.info_name) + 1 :] if context.info_name in words else []
+
+
+def _minutes(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -1,0 +1,70 @@
+"""Random crops of footage at its own resolution, which is what a decoder will be used at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from latentvid.core.rng import Rng
+from latentvid.data.footage import ClipInfo, DecodedClips
+
+
+class NativeCrops:
+    """Numbered crops, never resized. Crop i is a function of (files, seed, i); each file gives equally many.
+
+    Args:
+        clips: files that are long and large enough.
+        num_clips: crops to draw.
+        num_frames: frames of each.
+        size: height and width in pixels.
+        strides: every n-th frame; one of these at random, among those for which the file is long enough.
+        name: of the stream of chance, so that two sets of crops of one seed differ.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[ClipInfo],
+        *,
+        num_clips: int,
+        num_frames: int,
+        size: int,
+        strides: Sequence[int] = (1,),
+        seed: int = 0,
+        name: str = "crops",
+        cache_bytes: int = 1 << 30,
+    ) -> None:
+        small = [c for c in clips if c.num_frames < num_frames or min(c.height, c.width) < size]
+        if small or not clips:
+            raise ValueError(
+                f"{small[0].path if small else 'no clip'}: not {num_frames} frames of {size}x{size} pixels"
+            )
+        self.clips, self.num_clips, self.num_frames, self.size = tuple(clips), num_clips, num_frames, size
+        self.strides = tuple(strides)
+        self._rng = Rng(seed).child(name)
+        self._decoded = DecodedClips(cache_bytes)
+
+    def __len__(self) -> int:
+        return self.num_clips
+
+    def clip(self, index: int) -> tuple[Tensor, list[str]]:
+        """Return crop number `index`, uint8 [t 3 h w], and no captions.
+
+        Raises:
+            InputError: the file cannot be decoded.
+        """
+        rng, info = self._rng.child(index), self.clips[index % len(self.clips)]
+        fitting = [n for n in self.strides if (self.num_frames - 1) * n < info.num_frames] or [1]
+        stride = fitting[_below(rng.child("stride"), len(fitting))]
+        span = (self.num_frames - 1) * stride + 1
+        start = _below(rng.child("start"), info.num_frames - span + 1)
+        frames = self._decoded.frames(info, start, start + span)[::stride]
+        if len(frames) < self.num_frames:  # the file is shorter than it says
+            frames = frames[[min(i, len(frames) - 1) for i in range(self.num_frames)]]
+        top = _below(rng.child("top"), info.height - self.size + 1)
+        left = _below(rng.child("left"), info.width - self.size + 1)
+        return frames[..., top : top + self.size, left : left + self.size].contiguous(), []
+
+
+def _below(rng: Rng, bound: int) -> int:
+    return int(rng.integers(0, max(1, bound), 1))

@@ -1,0 +1,234 @@
+"""Finetuning: which files are trained on, what may change, what is written, and that it can be stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentvid.autoencoders.load import load_autoencoder
+from latentvid.autoencoders.temporal import TemporalAutoencoder
+from latentvid.core.errors import CheckpointError, InputError, UsageError
+from latentvid.core.runtime import Runtime, resolve_runtime
+from latentvid.temporal.inject import is_temporal
+from latentvid.training import finetune as work
+from latentvid.training.crops import NativeCrops
+from latentvid.training.finetune import FinetuneConfig, Footage, check_folder, find_footage
+from latentvid.training.image_guard import guard_images, image_decoder_of, still_psnr
+from tests.training.footage_clips import write_base, write_footage
+
+LOOP = {"steps": 4, "warmup": 1, "lr": 1e-2, "log_every": 1, "validate_every": 4, "save_every": 2}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base(tmp_path_factory.mktemp("base") / "little")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_footage(tmp_path_factory.mktemp("footage"), 4)
+
+
+@pytest.fixture(scope="module")
+def cpu() -> Runtime:
+    return resolve_runtime("cpu", "fp32")
+
+
+def small(**loop: object) -> FinetuneConfig:
+    return FinetuneConfig.model_validate(
+        {
+            "crop": 16,
+            "num_clips": 6,
+            "num_validation_clips": 2,
+            "options": {"batch": 2, "num_frames": 3},
+            "loop": {**LOOP, **loop},
+        }
+    )
+
+
+def test_flags_do_not_undo_the_other_defaults() -> None:
+    config = FinetuneConfig.model_validate({"loop": {"steps": 7}, "options": {"loss": {"l1": 2.0}}})
+    assert config.loop.lr == FinetuneConfig().loop.lr
+    assert config.options.loss.temporal == FinetuneConfig().options.loss.temporal
+
+
+def test_whole_files_are_held_out(clips: list[Path]) -> None:
+    found = find_footage(clips, small())
+    assert [c.path for c in found.train] == clips[:-1]
+    assert [c.path for c in found.held_out] == clips[-1:]
+    found = find_footage(clips, small(), num_held_out=3)
+    assert [c.path for c in found.train] == clips[:1]
+    found = find_footage(clips[:3], small(), held_out=clips[3:])
+    assert [c.path for c in found.held_out] == clips[3:]
+
+
+def test_a_copy_of_a_held_out_clip_is_not_trained_on(clips: list[Path], tmp_path: Path) -> None:
+    copy = shutil.copy(clips[3], tmp_path / "another_name.mp4")
+    found = find_footage([*clips[:3], copy], small(), held_out=clips[3:])
+    assert [c.path for c in found.train] == clips[:3]
+    assert "the same file as" in found.skipped[0][1]
+
+
+def test_every_skipped_file_has_a_reason(clips: list[Path], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    short = write_footage(tmp_path, 1, frames=2)[0].rename(tmp_path / "short.mp4")
+    tiny = write_footage(tmp_path, 1, size=(8, 48))[0].rename(tmp_path / "tiny.mp4")
+    found = find_footage([*clips, broken, short, tiny], small())
+    reasons = {path.name: why for path, why in found.skipped}
+    assert reasons.keys() == {"broken.mp4", "short.mp4", "tiny.mp4"}
+    assert "2 frames" in reasons["short.mp4"]
+    assert "48x8" in reasons["tiny.mp4"]
+    with pytest.raises(InputError, match="can be used"):
+        find_footage([broken, short], small())
+    with pytest.raises(UsageError, match="--val"):
+        find_footage(clips[:1], small())
+
+
+def test_crops_are_the_footage_itself(clips: list[Path]) -> None:
+    from latentvid.data.footage import scan
+    from latentvid.video.reader import open_video
+
+    infos, _ = scan(clips)
+    options = {"num_clips": 8, "num_frames": 3, "size": 16, "strides": (1, 2), "seed": 5}
+    crops = NativeCrops(infos, **options)
+    backwards = [NativeCrops(infos, **options).clip(i)[0] for i in reversed(range(8))][::-1]
+    for i in range(8):
+        crop = crops.clip(i)[0]
+        assert crop.shape == (3, 3, 16, 16)
+        assert torch.equal(crop, backwards[i])
+        whole = torch.stack([f.pixels for f in open_video(infos[i % 4].path).frames()])
+        windows = whole.unfold(2, 16, 1).unfold(3, 16, 1)  # [t 3 y x 16 16]
+        first = (windows == crop[0, :, None, None]).all(dim=(1, 4, 5))
+        assert first.any()  # at its own resolution, somewhere in its own file
+    assert not torch.equal(crops.clip(0)[0], NativeCrops(infos, **{**options, "seed": 6}).clip(0)[0])
+
+
+def test_encoder_and_image_decoder_are_untouched_and_delta_equals_the_model(
+    base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path
+) -> None:
+    done = work.finetune(small(), base, find_footage(clips, small()), tmp_path / "out", runtime=cpu)
+    image = load_autoencoder(base)
+    full = load_autoencoder(tmp_path / "out")
+    assert isinstance(full, TemporalAutoencoder)
+    before = image.state_dict()
+    changed = {k for k, v in full.state_dict().items() if k not in before or not torch.equal(v, before[k])}
+    assert changed
+    assert all(is_temporal(name) for name in changed)
+    assert any(is_temporal(k) and v.abs().sum() for k, v in full.state_dict().items() if k.endswith("convs.1.weight"))
+    from_delta = load_autoencoder(tmp_path / "out" / "delta", image_autoencoder=image)
+    latents = torch.randn(1, 3, 5, 4, 4)
+    assert torch.equal(from_delta.decode_chunk(latents), full.decode_chunk(latents))
+    assert torch.equal(
+        TemporalAutoencoder.from_pretrained(tmp_path / "out").decode_chunk(latents), full.decode_chunk(latents)
+    )
+    assert done.guard.psnr_before == pytest.approx(done.guard.psnr_kept, abs=1e-4)
+    assert done.guard.holds
+    assert done.has_delta
+
+
+def test_stopped_and_resumed_equals_uninterrupted(base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path) -> None:
+    config, footage = small(), find_footage(clips, small())
+    whole = work.finetune(config, base, footage, tmp_path / "whole", runtime=cpu)
+
+    def stop(record: dict[str, object]) -> None:
+        if record["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work.finetune(config, base, footage, tmp_path / "parts", runtime=cpu, on_record=stop)
+    with pytest.raises(UsageError, match="--resume"):
+        work.finetune(config, base, footage, tmp_path / "parts", runtime=cpu)
+    with pytest.raises(UsageError, match="another config"):
+        work.finetune(small(lr=1e-3), base, footage, tmp_path / "parts", runtime=cpu, resume=True)
+    parts = work.finetune(config, base, footage, tmp_path / "parts", runtime=cpu, resume=True)
+    for (name, a), b in zip(
+        whole.autoencoder.state_dict().items(), parts.autoencoder.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), name
+
+
+def test_a_folder_with_something_else_is_left_alone(clips: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    footage = find_footage(clips, small())
+    with pytest.raises(UsageError, match="something else"):
+        check_folder(tmp_path, small(), "base", footage, resume=True)
+    with pytest.raises(UsageError, match="is a file"):
+        check_folder(tmp_path / "thesis.txt", small(), "base", footage, resume=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_what_does_not_fit_stops_before_anything_is_written(
+    base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path
+) -> None:
+    footage, out = find_footage(clips, small()), tmp_path / "out"
+    with pytest.raises(CheckpointError):
+        work.finetune(small(), tmp_path / "no_vae", footage, out, runtime=cpu)
+    with pytest.raises(UsageError, match="multiple of 2"):
+        work.finetune(small().model_copy(update={"crop": 17}), base, footage, out, runtime=cpu)
+    assert not out.exists()
+
+
+def test_guard_moves_spatial_weights_back_only_where_stills_suffer(base: Path, clips: list[Path]) -> None:
+    image = load_autoencoder(base)
+    finetuned = TemporalAutoencoder.from_image(image).requires_grad_(False).eval()
+    untouched = guard_images(finetuned, image, clips[:2])
+    assert untouched.share == 1
+    assert untouched.psnr_trained == pytest.approx(untouched.psnr_before, abs=1e-4)
+
+    finetuned.decoder.conv_out.bias.add_(0.3)  # a grey cast
+    hurt = still_psnr(finetuned, clips[:2])
+    guarded = guard_images(finetuned, image, clips[:2])
+    assert hurt < guarded.psnr_before - 0.1
+    assert guarded.psnr_trained == pytest.approx(hurt)
+    assert guarded.share < 1
+    assert guarded.holds
+    assert still_psnr(finetuned, clips[:2]) == pytest.approx(guarded.psnr_kept)
+    assert "had fallen" in guarded.sentence()
+    weights = image_decoder_of(finetuned).state_dict()["decoder.conv_out.bias"]
+    start = image.state_dict()["decoder.conv_out.bias"]
+    assert torch.allclose(weights, start + guarded.share * 0.3, atol=1e-6)
+
+
+def test_spatial_training_keeps_the_encoder(base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path) -> None:
+    config = FinetuneConfig.model_validate(
+        {**small().model_dump(), "options": {"batch": 2, "num_frames": 3, "train_spatial": True, "still_share": 0.5}}
+    )
+    done = work.finetune(config, base, find_footage(clips, config), tmp_path / "out", runtime=cpu)
+    assert done.autoencoder.latent_space() == load_autoencoder(base).latent_space()
+    assert done.guard.holds
+    assert (tmp_path / "out" / "delta").exists() == done.has_delta
+
+
+def test_estimate_takes_one_step_and_leaves_nothing(
+    base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    footage = find_footage(clips, small())
+    needs = work.estimate(small(), base, footage, runtime=cpu)
+    assert needs.steps == 4
+    assert 0 < needs.step_s < 60
+    assert needs.total_s >= 4 * needs.step_s
+    assert needs.memory_bytes > needs.disk_bytes > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_held_out_files_are_never_read_while_training_batches_are_made(
+    base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path
+) -> None:
+    footage = find_footage(clips, small())
+    task = work.build_task(small(), load_autoencoder(base), footage, tmp_path, runtime=cpu)
+    train = {bytes(task.clips.video(i).numpy().tobytes()) for i in range(len(task.clips))}
+    swapped = Footage(footage.held_out, footage.train)
+    other = work.build_task(small(), load_autoencoder(base), swapped, tmp_path, runtime=cpu)
+    held = {bytes(other.clips.video(i).numpy().tobytes()) for i in range(len(other.clips))}
+    assert train.isdisjoint(held)
+    for index in range(6):
+        video = task.batch(index)["video"]
+        assert {bytes(clip.numpy().tobytes()) for clip in video} <= train
+    settings = json.loads(json.dumps(footage.describe()))
+    assert [c["file"] for c in settings["held_out"]] == ["clip3.mp4"]
