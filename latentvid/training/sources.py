@@ -10,6 +10,8 @@ from torch import Tensor
 
 from latentvid.core.config import StrictModel
 from latentvid.core.rng import Rng
+from latentvid.data.footage import FootageClips
+from latentvid.data.worlds import open_world
 
 
 class ClipSource(Protocol):
@@ -50,17 +52,21 @@ class FootageConfig(StrictModel):
     size: int = Field(128, ge=16)
     strides: list[int] = [1]
     """Every n-th frame, one of these at random."""
+    still_share: float = Field(0.0, ge=0, le=1)
+    """Share of clips that repeat one frame."""
+    mirror: bool = False
+    """Flip half of the clips; not where captions tell left from right."""
     seed: int = 0
 
     def open(self) -> ClipSource:
-        from latentvid.data.footage import FootageClips
-
         return _Footage(
             FootageClips(
                 self.paths,
                 num_frames=self.num_frames,
                 size=self.size,
                 strides=tuple(self.strides),
+                still_share=self.still_share,
+                mirror=self.mirror,
                 seed=self.seed,
             ),
             self.num_clips,
@@ -72,8 +78,6 @@ SourceConfig = Annotated[WorldConfig | FootageConfig, Field(discriminator="kind"
 
 class _WorldClips:
     def __init__(self, config: WorldConfig) -> None:
-        from latentvid.data.worlds import open_world
-
         self.config = config
         self.world = open_world(config.name)
 
@@ -90,7 +94,7 @@ class _WorldClips:
 
 
 class _Footage:
-    def __init__(self, clips: object, num_clips: int) -> None:
+    def __init__(self, clips: FootageClips, num_clips: int) -> None:
         self.clips = clips
         self.num_clips = num_clips
 
@@ -98,8 +102,7 @@ class _Footage:
         return self.num_clips
 
     def clip(self, index: int) -> tuple[Tensor, list[str]]:
-        item = self.clips.item(index)  # type: ignore[attr-defined]
-        video, caption = item if isinstance(item, tuple) else (item, "")
+        video, caption = self.clips.item(index)
         return torch.as_tensor(video), [caption] if caption else []
 
 
