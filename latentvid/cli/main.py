@@ -26,6 +26,9 @@ VERBS = {
     "models": "latentvid.cli.models",
     "encode": "latentvid.cli.encode",
     "decode": "latentvid.cli.decode",
+    "finetune-decoder": "latentvid.cli.finetune_decoder",
+    "generate": "latentvid.cli.generate",
+    "resume": "latentvid.cli.resume",
     "train": "latentvid.cli.train",
     "evaluate": "latentvid.cli.evaluate",
 }
