@@ -2,6 +2,7 @@
 
 The only file that touches accelerate. A run is a folder:
 
+    loop.json        the settings
     log.jsonl        one line per `log_every` steps and per validation
     state/step-N/    all that resuming needs; written beside and renamed, the last two are kept
     export/          what the task makes of the averaged weights
@@ -9,11 +10,10 @@ The only file that touches accelerate. A run is a folder:
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, send_to_device, set_seed
 from diffusers.training_utils import EMAModel
 from pydantic import Field
@@ -28,12 +29,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from latentvid.core.config import StrictModel
-from latentvid.core.errors import LatentVidError, UsageError
-from latentvid.core.files import write_json
+from latentvid.core.errors import CheckpointError, LatentVidError, ResourceError, UsageError
+from latentvid.core.files import read_json, write_json
+from latentvid.core.rng import Rng
+from latentvid.core.runtime import resolve_runtime
+from latentvid.training.interrupts import held_interrupts
+from latentvid.training.log import OnRecord, RunLog
 from latentvid.training.task import Task
 
 KEPT_STATES = 2
-OnRecord = Callable[[dict[str, Any]], None]
 
 
 class TrainingDiverged(LatentVidError):
@@ -75,28 +79,36 @@ def train(
     device: str = "auto",
     on_record: OnRecord | None = None,
 ) -> dict[str, Any]:
-    """Train `task` and export it; return the last log record.
+    """Train `task` and export it; return the last record of training (empty if there was nothing left to do).
+
+    An interrupt (Ctrl-C) waits for the end of the step, saves the state and is then raised; a second one does not wait.
 
     Args:
         folder: the run's folder. It must be new, unless `resume`.
         resume: go on from the last saved state (or start, where there is none). The result equals that of a run
             that was never interrupted.
-        device: "auto" (whatever accelerate finds) or "cpu".
+        device: "auto" (whatever accelerate finds), "cpu", "cuda" or "mps".
         on_record: called with every log record, for a progress bar.
 
     Raises:
-        UsageError: the folder holds a run already, or nothing is trainable.
+        UsageError: the folder holds a run already, nothing is trainable, or the device cannot compute in the
+            precision asked for.
+        ResourceError: the device is not there.
+        CheckpointError: the state to resume from is damaged, or of another network.
         TrainingDiverged: the loss became infinite or NaN.
     """
     run = _Run(task, config, Path(folder), device=device, on_record=on_record)
-    run.start(resume=resume)
     try:
-        while run.step < config.steps:
-            run.advance()
-    except KeyboardInterrupt:
-        run.save()
-        raise
-    run.finish()
+        run.start(resume=resume)
+        with held_interrupts() as interrupted:
+            while run.step < config.steps:
+                run.advance()
+                if interrupted():
+                    run.save_alone()
+                    raise KeyboardInterrupt
+        run.finish()
+    finally:
+        run.close()
     return run.last_record
 
 
@@ -104,13 +116,8 @@ class _Run:
     def __init__(
         self, task: Task, config: LoopConfig, folder: Path, *, device: str, on_record: OnRecord | None
     ) -> None:
-        self.config, self.folder, self.on_record = config, folder, on_record
-        self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            cpu=device == "cpu",
-            # Images skip the temporal layers, so not every parameter has a gradient at every step.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        )
+        self.config, self.folder = config, folder
+        self.accelerator = _accelerator(config, device)
         groups = task.parameter_groups(config.lr)
         if not any(group["params"] for group in groups):
             raise UsageError("nothing to train: every parameter is frozen.")
@@ -122,27 +129,29 @@ class _Run:
         self.ema = EMAModel(self.trained, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
         self.step = 0
         self.last_record: dict[str, Any] = {}
-        self._sums: dict[str, tuple[float, int]] = {}
-        self._since = time.monotonic()
+        self.log = RunLog(folder / "log.jsonl" if self.accelerator.is_main_process else None, on_record)
+        self._since, self._logged = time.monotonic(), 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._ahead: dict[int, Any] = {}
 
     def start(self, *, resume: bool) -> None:
-        states = sorted(self.folder.glob("state/step-*"), key=lambda p: int(p.name.removeprefix("step-")))
-        if (states or (self.folder / "log.jsonl").exists()) and not resume:
-            raise UsageError(f"{self.folder} holds a training run already; pass --resume or another folder.")
+        states = saved_states(self.folder)
+        check_folder(self.folder, resume=resume)
         self.folder.mkdir(parents=True, exist_ok=True)
-        set_seed(self.config.seed)
+        self.task.train()
         if states:
             self._load(states[-1])
         if self.accelerator.is_main_process:
             write_json(self.folder / "loop.json", self.config.model_dump(mode="json"))
-            self._cut_log()
+            self.log.cut(self.step)
+            for torn in self.folder.glob("state/.step-*"):
+                shutil.rmtree(torn)
 
     def advance(self) -> None:
         """Take one optimizer step, and log, validate and save as due."""
         # Dropout draws from the global generator: reseeding by step makes a resumed run draw the same.
-        set_seed(self.config.seed * 1_000_003 + self.step + self.accelerator.process_index)
+        stream = f"step/{self.step}/rank/{self.accelerator.process_index}"
+        set_seed(Rng(self.config.seed).seed_of(stream) % 2**32)
         self._set_rates()
         for micro in range(self.config.accumulate):
             last = micro == self.config.accumulate - 1
@@ -169,12 +178,11 @@ class _Run:
             with self.averaged():
                 figures = self.task.validate()
             if figures:
-                self._record({"step": self.step, "validation": figures})
+                self.log.record({"step": self.step, "validation": figures})
         if self.step % config.save_every == 0 and not last:
             self.save()
 
     def finish(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
         self.save()
         export = self.folder / "export"
         export.mkdir(exist_ok=True)
@@ -182,6 +190,9 @@ class _Run:
             with self.averaged():
                 self.task.export(export)
         self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -199,31 +210,47 @@ class _Run:
             self.task.train()
 
     def save(self) -> None:
+        """Write all that resuming needs beside its place, and rename it; all processes together."""
         target = self.folder / "state" / f"step-{self.step}"
+        if target.exists():
+            return
         beside = target.with_name(f".{target.name}")
-        if self.accelerator.is_main_process:
-            shutil.rmtree(beside, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(beside), safe_serialization=True)
-        if self.accelerator.is_main_process and not target.exists():
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
             torch.save(self.ema.state_dict(), beside / "ema.pt")
+            write_json(beside / "log.json", self.log.state())
             beside.rename(target)
-            states = sorted(target.parent.glob("step-*"), key=lambda p: int(p.name.removeprefix("step-")))
-            for old in states[:-KEPT_STATES]:
+            for old in saved_states(self.folder)[:-KEPT_STATES]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
+    def save_alone(self) -> None:
+        """Save, unless other processes would have to join in: they may stand at another step."""
+        if self.accelerator.num_processes == 1:
+            self.save()
+
     def _load(self, state: Path) -> None:
-        self.accelerator.wait_for_everyone()
-        self.accelerator.load_state(str(state))
-        self.ema.load_state_dict(torch.load(state / "ema.pt", weights_only=True, map_location="cpu"))
+        try:
+            self.accelerator.load_state(str(state))
+            self.ema.load_state_dict(torch.load(state / "ema.pt", weights_only=True, map_location="cpu"))
+            sums = state / "log.json"
+            self.log.load_state(read_json(sums) if sums.exists() else {})
+        except Exception as error:  # torch, safetensors, pickle and accelerate each have their own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CheckpointError(
+                f"{state} cannot be resumed from, being damaged or of another network ({reason});"
+                " delete it to go on from the state before it."
+            ) from error
         self.ema.to(self.accelerator.device)
-        self.step = int(state.name.removeprefix("step-"))
+        self.step = self._logged = int(state.name.removeprefix("step-"))
 
     def _batch(self, index: int) -> Any:
         """Return batch `index`, and set the next ones going. Ranks take different batches."""
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        for k in range(index, index + self.config.prefetch + 1):
+        end = self.config.steps * self.config.accumulate
+        for k in range(index, min(end, index + self.config.prefetch + 1)):
             if k not in self._ahead:
                 self._ahead[k] = self._pool.submit(self.task.batch, k * world + rank)
         return self._ahead.pop(index).result()
@@ -256,37 +283,58 @@ class _Run:
                 yield
 
     def _note(self, terms: dict[str, Tensor]) -> None:
-        for name, value in terms.items():
-            value = float(value.detach())
+        for name, tensor in terms.items():
+            value = float(tensor.detach())
             if name == "loss" and not math.isfinite(value):
                 raise TrainingDiverged(
-                    f"the loss is {value} at step {self.step}; lower lr, or resume from the last state with another seed."
+                    f"the loss is {value} at step {self.step}; lower lr, or resume from the last state with"
+                    " another seed."
                 )
-            total, count = self._sums.get(name, (0.0, 0))
-            self._sums[name] = (total + value, count + 1)
+            self.log.note(name, value)
 
     def _log_means(self) -> None:
         now = time.monotonic()
-        record: dict[str, Any] = {"step": self.step, "steps": self.config.steps}
-        record |= {name: total / count for name, (total, count) in self._sums.items()}
+        record: dict[str, Any] = {"step": self.step, "steps": self.config.steps, **self.log.take_means()}
         record["lr"] = self.optimizer.param_groups[0]["lr"]
-        record["step_s"] = (now - self._since) / max(1, self._sums["grad_norm"][1])
-        self._sums, self._since = {}, now
+        record["step_s"] = (now - self._since) / max(1, self.step - self._logged)
+        self._since, self._logged = now, self.step
         self.last_record = record
-        self._record(record)
+        self.log.record(record)
 
-    def _record(self, record: dict[str, Any]) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
-        if self.on_record:
-            self.on_record(record)
 
-    def _cut_log(self) -> None:
-        """Drop what a killed run logged after its last saved state; it will be logged again."""
-        log = self.folder / "log.jsonl"
-        if log.exists():
-            lines = log.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
-            log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+def check_folder(folder: Path, *, resume: bool) -> None:
+    """Refuse a folder that holds a run already, unless it is to be resumed.
+
+    Raises:
+        UsageError: as above.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; name a folder for the run.")
+    if (saved_states(folder) or (folder / "log.jsonl").exists()) and not resume:
+        raise UsageError(f"{folder} holds a training run already; pass --resume or another folder.")
+
+
+def saved_states(folder: Path) -> list[Path]:
+    """Return the folders of a run's saved states, oldest first."""
+    found = [p for p in folder.glob("state/step-*") if p.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def _accelerator(config: LoopConfig, device: str) -> Accelerator:
+    if device not in ("auto", "cpu"):
+        resolve_runtime(device)
+    # accelerate's state is global: without this, the settings of an earlier run in this process would stay.
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    AcceleratorState._reset_state(reset_partial_state=not distributed)
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            cpu=device == "cpu",
+            # Images skip the temporal layers, so not every parameter has a gradient at every step.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+    except ValueError as error:
+        raise UsageError(f"mixed_precision={config.mixed_precision}: {error}") from error
+    if device not in ("auto", accelerator.device.type):
+        raise ResourceError(f"--device {device}: accelerate computes on {accelerator.device.type} here; use auto.")
+    return accelerator
