@@ -119,6 +119,15 @@ class NoiseSchedule:
         kept = self.alphas_cumprod.to(timestep.device)[timestep.long()]
         return Level(kept.sqrt(), (1 - kept).sqrt(), timestep.double())
 
+    def timestep_of(self, sigma: Tensor | float) -> Tensor:
+        """Return the timesteps, float64, whose sigma is the given one (any shape) or, for "vp", the nearest."""
+        wanted = torch.as_tensor(sigma, dtype=torch.float64)
+        if self.kind == "flow":
+            return wanted * self.num_train_timesteps
+        assert self.alphas_cumprod is not None
+        every = (1 - self.alphas_cumprod).sqrt().to(wanted.device)
+        return (wanted[..., None] - every).abs().argmin(dim=-1).double()
+
     def levels(self, num_steps: int) -> Levels:
         """Return `num_steps` steps from the noisiest level to clean, evenly spaced as diffusers' "trailing"."""
         if num_steps < 1:

@@ -20,7 +20,7 @@ from torch import Tensor
 from latentvid.temporal.attention import TemporalAttention
 from latentvid.temporal.context import ClipContext
 from latentvid.temporal.convolution import TemporalConvolution
-from latentvid.temporal.inject import inject
+from latentvid.temporal.inject import inject, is_temporal
 
 TEMPORAL_KEYS = ("temporal_num_convs", "temporal_num_heads", "temporal_dropout")
 
@@ -35,6 +35,8 @@ class TemporalUNet(UNet2DConditionModel):
         temporal_num_heads: heads of the temporal attention.
         temporal_dropout: inside the temporal convolutions, in training.
     """
+
+    _supports_gradient_checkpointing = False  # blocks recomputed in the backward pass would not know their clip
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class TemporalUNet(UNet2DConditionModel):
     def _get_init_keys(input_class: type) -> set[str]:
         # diffusers reads the accepted config keys off __init__; **image_config stands for the image network's.
         keys = set(inspect.signature(UNet2DConditionModel.__init__).parameters) | set(TEMPORAL_KEYS)
-        return keys | set(inspect.signature(input_class.__init__).parameters) - {"image_config"}
+        return keys | set(inspect.signature(input_class).parameters) - {"image_config"}
 
     @classmethod
     def from_image(cls, image: UNet2DConditionModel, **temporal: Any) -> TemporalUNet:
@@ -79,10 +81,11 @@ class TemporalUNet(UNet2DConditionModel):
         config = {k: v for k, v in image.config.items() if not k.startswith("_")}
         grown = cls(**config, **temporal)
         missing, unexpected = grown.load_state_dict(image.state_dict(), strict=False)
-        assert not unexpected and all(".temporal." in key for key in missing)
-        return grown.to(image.device, image.dtype)
+        assert not unexpected
+        assert all(is_temporal(key) for key in missing)
+        return grown.to(image.device, image.dtype).train(image.training)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor, **kwargs: Any
     ) -> Tensor:
         """Predict for noisy clips.

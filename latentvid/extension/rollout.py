@@ -46,7 +46,12 @@ def roll_out(
         setting_at: denoiser, prior, levels and random streams for a window.
         tail: what came before `first_window`: a finished window's tail, or a given clip's.
         first_window: where to go on; 0 starts the film.
+
+    Raises:
+        ValueError: windows came before, and their tail is missing.
     """
+    if tail is None and (first_window or plan.given):
+        raise ValueError(f"window {first_window} continues what came before it and needs its tail")
     for index in range(first_window, len(plan)):
         made = make_window(plan[index], rule, solver, setting_at(plan[index]), tail)
         tail = made.tail

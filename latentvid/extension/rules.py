@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from latentvid.core.config import StrictModel
+from latentvid.core.errors import UsageError
 from latentvid.core.levels import Levels, NoiseSchedule
 from latentvid.core.rng import Rng
 from latentvid.core.shapes import LatentShape
@@ -50,7 +51,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Setting:
-    """What stays the same over all windows of a film."""
+    """What a window is sampled with."""
 
     denoise: Denoise
     prior: NoisePrior
@@ -95,7 +96,7 @@ class ContextRule(StrictModel):
         given = tail.latents[:, :, -self.overlap :]
         level, context_noise = None, None
         if self.context_sigma:
-            level = setting.schedule.level(_timestep_at(setting.schedule, self.context_sigma))
+            level = setting.schedule.level(setting.schedule.timestep_of(self.context_sigma))
             shape = setting.shape.with_frames(given.shape[2])
             rng = setting.rng.child("context")
             context_noise = setting.prior.sample(shape, rng=rng, first_frame=window.start).to(setting.device)
@@ -125,7 +126,8 @@ class ReuseRule(StrictModel):
         recorder = TrajectoryRecorder(self.overlap, self.order, max(guided_steps(self.overlap, 1.0, num_steps)))
         if tail is None:
             return Start(_fresh(setting, window), setting.denoise, recorder, recorder)
-        assert tail.trajectory is not None and tail.noise is not None
+        if tail.trajectory is None or tail.noise is None:
+            raise UsageError("reuse needs the noise and the states of the window before, which were not recorded.")
         noise = reuse_noise(
             tail.noise,
             order=self.order,
@@ -144,11 +146,3 @@ RuleConfig = Annotated[ContextRule | ReuseRule, Field(discriminator="kind")]
 
 def _fresh(setting: Setting, window: Window) -> Tensor:
     return setting.prior.sample(setting.shape, rng=setting.rng, first_frame=window.start).to(setting.device)
-
-
-def _timestep_at(schedule: NoiseSchedule, sigma: float) -> Tensor:
-    """Return the timestep whose sigma is nearest to the given one."""
-    if schedule.kind == "flow":
-        return torch.tensor(sigma * schedule.num_train_timesteps, dtype=torch.float64)
-    every = torch.arange(schedule.num_train_timesteps)
-    return (schedule.level(every).sigma - sigma).abs().argmin()

@@ -56,8 +56,8 @@ class TemporalConvolution(nn.Module):
         # faster than Conv3d on a CPU, and of rank four, so that channels_last applies to the whole network.
         self.convs = nn.ModuleList(nn.Conv2d(KERNEL * channels, channels, 1) for _ in range(num_convs))
         self.dropout = nn.Dropout(dropout)
-        nn.init.zeros_(self.convs[-1].weight)
-        nn.init.zeros_(self.convs[-1].bias)
+        for parameter in self.convs[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         frames, state = self.context.num_frames, self.context.state
