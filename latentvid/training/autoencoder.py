@@ -12,6 +12,7 @@ from torch import Tensor
 
 from latentvid.autoencoders.losses import ReconstructionLoss, ReconstructionWeights
 from latentvid.core.config import StrictModel
+from latentvid.core.errors import UsageError
 from latentvid.core.rng import Rng
 from latentvid.training.sources import ClipSource
 from latentvid.training.task import Task
@@ -39,16 +40,24 @@ class AutoencoderTask(Task):
         self.options = options
         self.rng = Rng(seed)
         self.loss = ReconstructionLoss(options.loss)
+        self._num_train = len(source) - options.validation_clips
+        if self._num_train < 1:
+            raise UsageError(
+                f"{len(source)} clips with {options.validation_clips} held out leave none to train on;"
+                " raise num_clips or lower validation_clips."
+            )
 
     def batch(self, index: int) -> Tensor:
         """Return crops, float32 [b 3 h w] in [-1, 1]."""
         rng, size = self.rng.child(f"batch/{index}"), self.options.crop
-        picks = rng.child("clips").integers(0, len(self.source) - self.options.validation_clips, self.options.batch)[0]
+        picks = rng.child("clips").integers(0, self._num_train, self.options.batch)[0]
         crops = []
         for k, pick in enumerate(picks.tolist()):
             video = self.source.clip(pick)[0]  # [t 3 h w]
             own = rng.child(f"crop/{k}")
             t, _, h, w = video.shape
+            if size > min(h, w):
+                raise UsageError(f"crops of {size} pixels do not fit into clips of {w}x{h}.")
             frame, y, x, flip = (
                 int(own.child(name).integers(0, top, 1))
                 for name, top in (("t", t), ("y", h - size + 1), ("x", w - size + 1), ("flip", 2))
@@ -66,8 +75,7 @@ class AutoencoderTask(Task):
         return loss + self.options.kl_weight * kl, {**terms, "kl": kl.detach()}
 
     def _held_out(self) -> Tensor:
-        first = len(self.source) - self.options.validation_clips
-        frames = [self.source.clip(first + k)[0][0] for k in range(self.options.validation_clips)]
+        frames = [self.source.clip(k)[0][0] for k in range(self._num_train, len(self.source))]
         return torch.stack(frames).float().div(127.5).sub(1)
 
     def validate(self) -> dict[str, float]:

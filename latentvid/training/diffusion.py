@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from latentvid.core.config import StrictModel
+from latentvid.core.errors import UsageError
 from latentvid.core.rng import Rng
 from latentvid.core.shapes import LatentShape
 from latentvid.denoisers.text import tokenize
@@ -27,6 +28,8 @@ from latentvid.pipeline import LatentVideoPipeline
 from latentvid.sampling.prediction import noisy, target
 from latentvid.training.latent_cache import LatentCache
 from latentvid.training.task import Task
+
+VALIDATED_LEVELS = (0.25, 0.5, 0.75, 0.95)
 
 
 class DiffusionOptions(StrictModel):
@@ -57,6 +60,8 @@ class DiffusionOptions(StrictModel):
 class DiffusionTask(Task):
     """Train a pipeline's U-Net (and its text encoder) in place; its autoencoder stays out of it."""
 
+    pipeline: LatentVideoPipeline
+
     def __init__(
         self,
         pipeline: LatentVideoPipeline,
@@ -76,8 +81,22 @@ class DiffusionTask(Task):
         self.videos, self.images = videos, images
         self.options = options
         self.rng = Rng(seed)
+        self._check_data()
         self._ids: dict[str, Tensor] = {}
         self._adapt_layout()
+
+    def _check_data(self) -> None:
+        """Refuse caches that leave nothing to train on, or whose clips are too short."""
+        if self.videos is None and self.images is None:
+            raise UsageError("nothing to train on: neither videos nor images are given.")
+        held_out = self.options.validation_clips
+        for name, cache, frames in (("videos", self.videos, self.options.num_frames), ("images", self.images, 1)):
+            if cache is None:
+                continue
+            if len(cache) <= held_out:
+                raise UsageError(f"{name}: {len(cache)} clips with {held_out} held out leave none to train on.")
+            if cache.latents(0).shape[1] < frames:
+                raise UsageError(f"{name}: clips of {cache.latents(0).shape[1]} frames hold no window of {frames}.")
 
     def _adapt_layout(self) -> None:
         """Lay convolution weights out as [o h w i], with which CPU and GPU convolutions are faster."""
@@ -90,9 +109,9 @@ class DiffusionTask(Task):
 
     def batch(self, index: int) -> dict[str, Tensor]:
         rng = self.rng.child(f"batch/{index}")
-        is_video = self.videos is not None and float(rng.child("kind").uniform(1)) < self.options.video_share
-        if not is_video and self.images is None:
-            is_video = True
+        is_video = self.images is None or (
+            self.videos is not None and float(rng.child("kind").uniform(1)) < self.options.video_share
+        )
         cache = self.videos if is_video else self.images
         assert cache is not None
         size = self.options.video_batch if is_video else self.options.image_batch
@@ -113,9 +132,9 @@ class DiffusionTask(Task):
         stacked = torch.stack(clean)
         seeds = [rng.child(f"clip/{k}").seed_of("noise") for k in range(len(picks))]
         eps = self.prior.sample(LatentShape(*stacked.shape), rng=Rng(seeds))
-        timestep = self._timesteps(rng, len(picks), frames, context_share if is_video else 0.0)
+        timestep, is_context = self._timesteps(rng, len(picks), frames, context_share if is_video else 0.0)
         ids = torch.cat([self._tokens(text) for text in texts])
-        return {"clean": stacked, "eps": eps, "timestep": timestep, "ids": ids}
+        return {"clean": stacked, "eps": eps, "timestep": timestep, "is_context": is_context, "ids": ids}
 
     def _caption(self, captions: list[str], rng: Rng) -> str:
         if not captions or float(rng.child("drop").uniform(1)) < self.options.caption_dropout:
@@ -127,26 +146,29 @@ class DiffusionTask(Task):
             self._ids[text] = tokenize(self.tokenizer, [text])
         return self._ids[text]
 
-    def _timesteps(self, rng: Rng, batch: int, frames: int, context_share: float) -> Tensor:
-        """Return network timesteps [b t]: one level per clip, the context frames (where shown) at their own."""
+    def _timesteps(self, rng: Rng, batch: int, frames: int, context_share: float) -> tuple[Tensor, Tensor]:
+        """Return network timesteps [b t] and which frames are context [b t].
+
+        There is one level per clip; context frames are at a lower one of their own, in half of the clips clean.
+        """
         schedule, options = self.schedule, self.options
-        times = torch.sigmoid(rng.child("time").normal(batch)[0] + options.logit_mean)
+        times = torch.sigmoid(rng.child("time").normal(batch)[0].double() + options.logit_mean)
         if schedule.kind == "flow":
             times = schedule.shift * times / (1 + (schedule.shift - 1) * times)
-        steps = (times * schedule.num_train_timesteps)[:, None].expand(-1, frames).clone()
+        steps = times * schedule.num_train_timesteps
+        sigma = rng.child("context level").uniform(batch)[0] * options.context_sigma
+        sigma = sigma * (rng.child("perfect").uniform(batch)[0] >= 0.5)
+        levels = torch.minimum(schedule.timestep_of(sigma), steps)
+        if schedule.kind == "vp":  # whole steps, as in sampling
+            steps, levels = steps.floor(), levels.floor()
+        count = rng.child("context").integers(1, min(options.max_context, max(1, frames - 1)) + 1, batch)[0]
         shown = rng.child("shown").uniform(batch)[0] < context_share
-        count = (
-            rng.child("context").integers(1, min(options.max_context, frames - 1) + 1, batch)[0] if frames > 1 else 0
-        )
-        level = rng.child("context level").uniform(batch)[0] * options.context_sigma * schedule.num_train_timesteps
-        level = level * (rng.child("perfect").uniform(batch)[0] < 0.5)
-        is_context = (torch.arange(frames)[None] < torch.as_tensor(count).reshape(-1, 1)) & shown[:, None]
-        return torch.where(is_context, level[:, None].expand(-1, frames), steps)
+        is_context = (torch.arange(frames)[None] < count[:, None]) & shown[:, None]
+        return torch.where(is_context, levels[:, None], steps[:, None]).float(), is_context
 
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         per_frame = self._errors(batch)
-        # Clean and nearly clean context frames are given, not asked for.
-        asked = batch["timestep"] >= batch["timestep"].amax(dim=1, keepdim=True)
+        asked = ~batch["is_context"]  # context frames are given, not asked for
         loss = (per_frame * asked).sum() / asked.sum()
         kind = "video" if batch["clean"].shape[2] > 1 else "image"
         return loss, {f"loss_{kind}": loss.detach()}
@@ -161,22 +183,27 @@ class DiffusionTask(Task):
         return F.mse_loss(output, wanted, reduction="none").mean(dim=(1, 3, 4))
 
     def validate(self) -> dict[str, float]:
-        """Return the error on held-out clips at fixed levels, for videos and images, with averaged weights."""
+        """Return the error on held-out clips at fixed levels, as shares of the training time, and their mean."""
         figures: dict[str, float] = {}
-        for name, cache, size in (("video", self.videos, self.options.video_batch), ("image", self.images, 64)):
-            if cache is None or (name == "video" and not self.options.video_share):
-                continue
-            first = len(cache) - self.options.validation_clips
-            picks = [first + k % self.options.validation_clips for k in range(min(size, 64))]
-            rng = Rng(0).child(f"validation/{name}")
-            batch = self._examples(cache, picks, rng, is_video=name == "video", context_share=0.0)
-            device = next(self.unet.parameters()).device
-            for sigma in (0.25, 0.5, 0.75, 0.95):
-                batch["timestep"] = torch.full_like(batch["timestep"], sigma * self.schedule.num_train_timesteps)
-                errors = self._errors({k: v.to(device) for k, v in batch.items()})
-                figures[f"{name}_{sigma}"] = float(errors.mean())
-            figures[f"{name}_mean"] = sum(v for k, v in figures.items() if k.startswith(name)) / 4
+        for name, cache, most in (
+            ("video", self.videos, self.options.video_batch),
+            ("image", self.images, self.options.image_batch),
+        ):
+            if cache is not None and (name == "image" or self.options.video_share):
+                figures |= self._validate(name, cache, min(most, self.options.validation_clips))
         return figures
+
+    def _validate(self, name: str, cache: LatentCache, num_clips: int) -> dict[str, float]:
+        first = len(cache) - self.options.validation_clips
+        picks = list(range(first, first + num_clips))
+        rng = Rng(0).child(f"validation/{name}")
+        batch = self._examples(cache, picks, rng, is_video=name == "video", context_share=0.0)
+        batch = {key: value.to(self.unet.device) for key, value in batch.items()}
+        errors = {}
+        for share in VALIDATED_LEVELS:
+            timestep = torch.full_like(batch["timestep"], int(share * self.schedule.num_train_timesteps))
+            errors[f"{name}_{share}"] = float(self._errors({**batch, "timestep": timestep}).mean())
+        return {**errors, f"{name}_mean": sum(errors.values()) / len(errors)}
 
     def export(self, folder: Path) -> None:
         self.pipeline.save_pretrained(folder)

@@ -106,6 +106,15 @@ class LatentCache:
                     self.captions += json.loads(file.metadata()["captions"])
             except Exception as error:  # safetensors raises its own bare types
                 raise CheckpointError(f"{path} is damaged ({error}); delete it and prepare the data again.") from error
+            self._check_shard(path)
+
+    def _check_shard(self, path: Path) -> None:
+        """Refuse a shard that does not continue the ones before: numbers would mean other clips."""
+        number = len(self._latents) - 1
+        whole = all(len(latents) == SHARD for latents in self._latents[:-1])
+        counted = sum(len(latents) for latents in self._latents) == len(self.captions)
+        if path != _shard(self.folder, number) or not whole or not counted:
+            raise CheckpointError(f"{self.folder} lacks clips before {path.name}; prepare the data again.")
 
     def __len__(self) -> int:
         return len(self.captions)
