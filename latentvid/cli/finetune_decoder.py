@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from contextlib import ExitStack
 from itertools import chain, repeat
 from pathlib import Path
@@ -98,8 +99,7 @@ def run(
         _tell_estimate(work.estimate(settings, base, found, runtime=runtime), found, runtime, out)
         return
     done = _train(settings, base, found, output, runtime=runtime, resume=resume, out=out)
-    command = " ".join(["latentvid finetune-decoder", *map(shlex.quote, _words(context))])
-    _finish(done, settings, base, found, output, runtime=runtime, command=command, out=out)
+    _finish(done, settings, base, found, output, runtime=runtime, command=_command(context), out=out)
 
 
 def check_apart(train: list[Path], held_out: list[Path]) -> None:
@@ -193,17 +193,21 @@ def _train(
         if "validation" in record:
             out.note(_validation_line(record))
 
-    with stages:
-        return finetune(
-            settings,
-            base,
-            found,
-            output,
-            runtime=runtime,
-            resume=resume,
-            on_prepared=on_prepared,
-            on_record=on_record,
-        )
+    try:
+        with stages:
+            return finetune(
+                settings,
+                base,
+                found,
+                output,
+                runtime=runtime,
+                resume=resume,
+                on_prepared=on_prepared,
+                on_record=on_record,
+            )
+    except KeyboardInterrupt:
+        out.note(f"what was done so far is in {output}; the same command with --resume goes on.")
+        raise
 
 
 class _Stages(ExitStack):
@@ -315,12 +319,10 @@ def _facts(done: Finetuned, settings: FinetuneConfig, base: str, found: Footage,
     }
 
 
-def _words(context: typer.Context) -> list[str]:
-    """Return the verb's own words as they were typed, for the record; those of a call from Python are not known."""
-    import sys
-
+def _command(context: typer.Context) -> str:
+    """Return the command line as it was typed, for the record; that of a call from Python is not known."""
     words = sys.argv[1:]
-    return words[words.index(context.info_name) + 1 :] if context.info_name in words else []
+    return shlex.join(["latentvid", *words]) if context.info_name in words else ""
 
 
 def _minutes(seconds: float) -> str:

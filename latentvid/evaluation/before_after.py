@@ -83,8 +83,8 @@ def write_side_by_side(
     panel = (max(1, round(height * scale)), max(1, round(width * scale)))
     header = _header(["source", *autoencoders], panel[1], panel[0])
     streams = [_frames(autoencoder, clip, max_frames) for autoencoder in autoencoders.values()]
-    size = {"width": header.shape[2], "height": header.shape[1] + panel[0] + panel[0] % 2}
-    with VideoWriter(path, fps=fps, overwrite=True, **size) as writer:
+    full_height = header.shape[1] + panel[0] + panel[0] % 2
+    with VideoWriter(path, fps=fps, width=header.shape[2], height=full_height, overwrite=True) as writer:
         for pairs in zip(*streams, strict=True):
             pictures = [_panel(frame, panel) for frame in (pairs[0][0], *(decoded for _, decoded in pairs))]
             writer.write(_beside(pictures, header)[None])

@@ -263,15 +263,17 @@ def build_task(
         key = cache_name(files, count, options.num_frames, config.crop, config.strides, seed, network.latent_space())
         caches[name] = _cached(crops, network, cache / f"{name}-{key}", on_prepared if name == "train" else None)
     torch.manual_seed(Rng(seed).seed_of("weights"))  # the new layers draw their first weights from it
-    if not isinstance(network, TemporalAutoencoder):
-        network = TemporalAutoencoder.from_image(network, temporal_num_convs=config.temporal_num_convs)
+    if isinstance(network, TemporalAutoencoder):
+        grown = network
+    else:
+        grown = TemporalAutoencoder.from_image(network, temporal_num_convs=config.temporal_num_convs)
     perceptual = None
     if config.lpips_trunk is not None:
         perceptual = PerceptualNetwork(config.lpips_net, trunk=config.lpips_trunk)
         if not options.loss.lpips:
             loss = options.loss.model_copy(update={"lpips": LPIPS_WEIGHT})
             options = options.model_copy(update={"loss": loss})
-    return DecoderTask(network, caches["train"], options, seed=seed, held_out=caches["held-out"], perceptual=perceptual)
+    return DecoderTask(grown, caches["train"], options, seed=seed, held_out=caches["held-out"], perceptual=perceptual)
 
 
 def write_autoencoder(autoencoder: TemporalAutoencoder, folder: Path, *, has_delta: bool) -> None:

@@ -19,7 +19,7 @@ def write_card(folder: Path, *, facts: Mapping[str, Any], table: str, command: s
     Args:
         facts: what `metrics.json` holds.
         table: the before/after table, Markdown.
-        command: the command line that made it.
+        command: the command line that made it, "" where it is not known.
     """
     with atomic_path(folder / "README.md") as beside:
         beside.write_text(_card(folder.resolve().name, facts, table, command), encoding="utf-8")
@@ -46,7 +46,7 @@ def _card(name: str, facts: Mapping[str, Any], table: str, command: str) -> str:
         facts["image_guard"]["sentence"],
         "## Training",
         f"{training['steps']} steps, seed {training['seed']}, on {training['device']} in {training['precision']}.",
-        f"```sh\n{command}\n```",
+        f"```sh\n{command}\n```" if command else "",
         "## Data",
         f"Trained on {len(data['train'])} clips ({sum(c['num_frames'] for c in data['train'])} frames): "
         f"{_names(data['train'])}.",

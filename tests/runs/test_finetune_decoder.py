@@ -70,6 +70,24 @@ def test_a_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert again["held_out"]["finetuned"]["psnr"] == metrics["held_out"]["finetuned"]["psnr"]
 
 
+def test_interrupted_and_resumed(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(record: dict[str, object]) -> str:
+        raise KeyboardInterrupt
+
+    every_step = "--set loop.validate_every=2 --set loop.save_every=1"
+    with monkeypatch.context() as patched:
+        patched.setattr("latentvid.cli.finetune_decoder._validation_line", stop)
+        assert main(words(home, "stopped", every_step)) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert not (home / "stopped" / "metrics.json").exists()
+    assert main(words(home, "stopped", f"{every_step} --resume")) == 0
+    steps = [json.loads(line)["step"] for line in (home / "stopped" / "run" / "log.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert steps[-1] == 3
+
+
 def test_dry_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(home, "dry", "--dry-run --json")) == 0
     said = json.loads(capsys.readouterr().out)
