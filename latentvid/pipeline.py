@@ -93,8 +93,10 @@ class LatentVideoPipeline(DiffusionPipeline):
         overlap_rule: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        wrapper: ImageAutoencoder | None = None
         if isinstance(vae, ImageAutoencoder) and not isinstance(vae, TemporalAutoencoder):
-            vae = vae.image
+            wrapper, vae = vae, vae.image
+        self._autoencoder = wrapper
         self.register_modules(
             vae=vae,
             unet=unet,
@@ -107,8 +109,8 @@ class LatentVideoPipeline(DiffusionPipeline):
         self.register_to_config(num_frames=num_frames, fps=fps, overlap_rule=rule)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, path: str | Path, *, runtime: Runtime | None = None, max_memory: int | None = None, **_: Any
+    def from_pretrained(
+        cls, path: str | Path, *, runtime: Runtime | None = None, max_memory: int | None = None, **unknown: Any
     ) -> LatentVideoPipeline:
         """Load a pipeline folder, or a checkpoint by name; nothing is downloaded and no code of the folder runs.
 
@@ -121,7 +123,11 @@ class LatentVideoPipeline(DiffusionPipeline):
 
         Raises:
             CheckpointError: something is missing, damaged, or of a class that is not known.
+            UsageError: an argument of diffusers that has no meaning here.
         """
+        if unknown:
+            names = ", ".join(unknown)
+            raise UsageError(f"from_pretrained takes runtime=resolve_runtime(device, dtype) and not {names}.")
         from latentvid.pipeline_folder import load_components
 
         components, settings = load_components(Path(path), runtime=runtime, max_memory=max_memory)
@@ -145,7 +151,7 @@ class LatentVideoPipeline(DiffusionPipeline):
         """The vae behind the seam of video autoencoders."""
         if isinstance(self.vae, ImageAutoencoder):
             return self.vae
-        if getattr(self, "_autoencoder", None) is None or self._autoencoder.image is not self.vae:
+        if self._autoencoder is None or self._autoencoder.image is not self.vae:
             self._autoencoder = ImageAutoencoder(self.vae)
         return self._autoencoder
 
@@ -180,13 +186,19 @@ class LatentVideoPipeline(DiffusionPipeline):
             UsageError: an unknown solver or rule, or a size that the networks cannot have.
         """
         default_height, default_width = self.default_size
-        height, width = height or default_height, width or default_width
-        if height % self.size_multiple or width % self.size_multiple:
+        height = default_height if height is None else height
+        width = default_width if width is None else width
+        if min(height, width) < 1 or height % self.size_multiple or width % self.size_multiple:
             raise UsageError(
                 f"{width}x{height} will not do: this model makes multiples of {self.size_multiple} pixels."
             )
         if num_inference_steps < 1:
             raise UsageError(f"num_inference_steps={num_inference_steps} must be at least 1.")
+        if self.schedule.kind == "vp" and num_inference_steps > self.schedule.num_train_timesteps:
+            raise UsageError(
+                f"num_inference_steps={num_inference_steps} exceeds the {self.schedule.num_train_timesteps} steps that"
+                " this model was trained with."
+            )
         rng = Rng(seeds)
         shape = self.autoencoder.latent_shape(VideoShape(len(rng), self.config.num_frames, height, width))
         chosen = validate_rule(rule if rule is not None else self.config.overlap_rule)
@@ -207,6 +219,8 @@ class LatentVideoPipeline(DiffusionPipeline):
         self, sampling: Sampling, prompts: Sequence[str], negative_prompt: str = "", *, on_call: Any = None
     ) -> Setting:
         """Return what a window is sampled with. `on_call()` is called after every denoiser call."""
+        if len(prompts) != len(sampling.rng):
+            raise UsageError(f"{len(prompts)} prompts for {len(sampling.rng)} seeds; give one each.")
         null = self.prompt_embeddings([negative_prompt] * len(prompts)) if sampling.guidance_scale != 1 else None
         denoise = unet_denoiser(
             self.unet,
@@ -284,7 +298,7 @@ class LatentVideoPipeline(DiffusionPipeline):
             sampling: `num_inference_steps`, `guidance_scale`, `solver`, `rule`, `height`, `width`.
         """
         settled = self.sampling(seeds=_seeds(generator, 1), **sampling)
-        plan = self.plan(num_frames or self.config.num_frames, settled)
+        plan = self.plan(self.config.num_frames if num_frames is None else num_frames, settled)
         state = StreamState()
         for made in self.windows(plan, settled, [prompt], negative_prompt=negative_prompt, on_call=on_call):
             yield self.decode_window(made, 0, state)
@@ -338,7 +352,7 @@ class LatentVideoPipeline(DiffusionPipeline):
             height=height,
             width=width,
         )
-        plan = self.plan(num_frames or self.config.num_frames, settled)
+        plan = self.plan(self.config.num_frames if num_frames is None else num_frames, settled)
         states = [StreamState() for _ in prompts]
         parts: list[Tensor] = []
         for made in self.windows(plan, settled, prompts, negative_prompt=negative_prompt, on_call=on_call):

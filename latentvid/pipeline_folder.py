@@ -6,21 +6,26 @@ choose among known classes and run nothing of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from pydantic import Field
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from latentvid.autoencoders.image import IMAGE_NETWORKS
 from latentvid.autoencoders.load import load_autoencoder
-from latentvid.core.errors import CheckpointError, InputError, did_you_mean
+from latentvid.autoencoders.temporal import TemporalAutoencoder
+from latentvid.core.config import StrictModel, validate
+from latentvid.core.errors import CheckpointError, InputError, UsageError, did_you_mean
 from latentvid.core.files import read_json
 from latentvid.core.places import find_checkpoint
 from latentvid.core.registry import Registry
 from latentvid.core.runtime import Runtime
 from latentvid.denoisers.temporal_unet import TemporalUNet
+from latentvid.extension.rules import RuleConfig
 from latentvid.noise import PRIORS
 
 SCHEDULERS = Registry(
@@ -38,7 +43,7 @@ SCHEDULERS = Registry(
         )
     },
 )
-SETTINGS = ("num_frames", "fps", "overlap_rule")
+UNETS = {"TemporalUNet": TemporalUNet, "UNet2DConditionModel": UNet2DConditionModel}
 LARGEST_WINDOW = 4096
 
 
@@ -52,18 +57,32 @@ def load_components(
     """
     folder = find_checkpoint(path)
     index = _index(folder)
+    settings = _settings(folder, index)
+    _named(folder, index, "vae", (*IMAGE_NETWORKS.kinds(), TemporalAutoencoder.__name__))
     components = {
         "vae": load_autoencoder(folder, runtime=runtime, max_memory=max_memory),
-        "unet": _component(folder, index, "unet", _unet),
-        "text_encoder": _component(folder, index, "text_encoder", _text_encoder),
-        "tokenizer": _component(folder, index, "tokenizer", _tokenizer),
-        "scheduler": _component(folder, index, "scheduler", _scheduler),
-        "noise_prior": _component(folder, index, "noise_prior", _prior) if "noise_prior" in index else _independent(),
+        "unet": _component(folder, index, "unet", tuple(UNETS), _unet),
+        "text_encoder": _component(folder, index, "text_encoder", ("CLIPTextModel",), _text_encoder),
+        "tokenizer": _component(folder, index, "tokenizer", ("CLIPTokenizer", "CLIPTokenizerFast"), _tokenizer),
+        "scheduler": _component(folder, index, "scheduler", SCHEDULERS.kinds(), _scheduler),
+        "noise_prior": _noise_prior(folder, index),
     }
-    settings = {name: index[name] for name in SETTINGS if name in index}
-    if not 1 <= int(settings.get("num_frames", 1)) <= LARGEST_WINDOW:
-        raise CheckpointError(f"{folder}: num_frames={settings['num_frames']} is out of range.")
     return components, settings
+
+
+class _Settings(StrictModel):
+    num_frames: int = Field(16, ge=1, le=LARGEST_WINDOW)
+    fps: float = Field(8.0, gt=0, le=1000)
+    overlap_rule: RuleConfig | None = None
+
+
+def _settings(folder: Path, index: dict[str, Any]) -> dict[str, Any]:
+    given = {name: index[name] for name in _Settings.model_fields if name in index}
+    try:
+        validate(given, _Settings, source=folder / "model_index.json")
+    except UsageError as error:
+        raise CheckpointError(str(error)) from error
+    return given
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -76,15 +95,25 @@ def _index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _component(folder: Path, index: dict[str, Any], name: str, load: Callable[[str, Path], Any]) -> Any:
+def _named(folder: Path, index: dict[str, Any], name: str, known: Sequence[str]) -> str:
+    """Return the class that the index names for a component, which must be one of `known`."""
     entry = index.get(name)
     if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[1], str):
         raise CheckpointError(f"{folder / 'model_index.json'} names no {name}.")
-    place = folder / name
+    kind = entry[1]
+    if kind not in known:
+        raise CheckpointError(f"{folder}: the class {kind!r} of its {name} is not known{did_you_mean(kind, known)}")
+    return kind
+
+
+def _component(
+    folder: Path, index: dict[str, Any], name: str, known: Sequence[str], load: Callable[[str, Path], Any]
+) -> Any:
+    kind, place = _named(folder, index, name, known), folder / name
     if not place.is_dir():
         raise CheckpointError(f"{place} is missing.")
     try:
-        return load(entry[1], place)
+        return load(kind, place)
     except CheckpointError:
         raise
     except Exception as error:  # diffusers, transformers and safetensors each have their own
@@ -92,38 +121,39 @@ def _component(folder: Path, index: dict[str, Any], name: str, load: Callable[[s
         raise CheckpointError(f"{place} cannot be loaded: {reason}") from error
 
 
-def _known(name: str, *known: str) -> None:
-    if name not in known:
-        raise CheckpointError(f"the class {name!r} is not known here{did_you_mean(name, known)}")
-
-
 def _unet(name: str, place: Path) -> TemporalUNet:
-    _known(name, "TemporalUNet", "UNet2DConditionModel")
-    network = TemporalUNet if name == "TemporalUNet" else UNet2DConditionModel
-    unet = network.from_pretrained(place, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32)
+    unet, found = UNETS[name].from_pretrained(
+        place, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32, output_loading_info=True
+    )
+    _check_whole(found, place)
     return unet if isinstance(unet, TemporalUNet) else TemporalUNet.from_image(unet)
 
 
 def _text_encoder(name: str, place: Path) -> CLIPTextModel:
-    _known(name, "CLIPTextModel")
-    return CLIPTextModel.from_pretrained(place, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+    encoder, found = CLIPTextModel.from_pretrained(
+        place, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+    )
+    _check_whole(found, place)
+    return encoder
+
+
+def _check_whole(found: dict[str, Any], place: Path) -> None:
+    """Refuse weights that the file lacks: the libraries would draw them at random."""
+    for key in sorted(found["missing_keys"]):
+        raise CheckpointError(f"{place} lacks the weight {key}.")
 
 
 def _tokenizer(name: str, place: Path) -> CLIPTokenizer:
-    _known(name, "CLIPTokenizer", "CLIPTokenizerFast")
     return CLIPTokenizer.from_pretrained(place, local_files_only=True)
 
 
 def _scheduler(name: str, place: Path) -> Any:
-    _known(name, *SCHEDULERS.kinds())
     return SCHEDULERS.get(name).from_pretrained(place, local_files_only=True)
 
 
-def _prior(name: str, place: Path) -> Any:
+def _noise_prior(folder: Path, index: dict[str, Any]) -> Any:
+    if "noise_prior" not in index:
+        return PRIORS.get("iid")()  # an image model's
     classes = {PRIORS.get(kind).__name__: PRIORS.get(kind) for kind in PRIORS.kinds()}
-    _known(name, *classes)
-    return classes[name].from_pretrained(place, local_files_only=True)
-
-
-def _independent() -> Any:
-    return PRIORS.get("iid")()
+    load = lambda name, place: classes[name].from_pretrained(place, local_files_only=True)  # noqa: E731
+    return _component(folder, index, "noise_prior", tuple(classes), load)

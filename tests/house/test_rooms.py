@@ -18,11 +18,11 @@ ROWS = [
     {"video", "noise", "temporal", "sampling"},
     {"autoencoders", "denoisers", "data", "metrics"},
     {"pipeline", "pipeline_folder", "extension"},
-    {"training", "evaluation", "convert"},
+    {"training", "evaluation", "convert", "film"},
     {"cli", "ui"},
 ]
 ROW = {room: number for number, row in enumerate(ROWS) for room in row}
-NEIGHBOURS = {("pipeline", "extension"), ("pipeline", "pipeline_folder")}
+NEIGHBOURS = {("pipeline", "extension"), ("pipeline", "pipeline_folder"), ("pipeline_folder", "extension")}
 """Rooms of one row of which the first may use the second."""
 
 OWNERS = {"av": "video/", "decord": "video/", "torchcodec": "video/", "accelerate": "training/loop.py", "typer": "cli/"}

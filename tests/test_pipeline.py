@@ -1,0 +1,343 @@
+"""The pipeline: what it returns, that a film is a function of its seed, and which folders it opens and refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from latentvid import LatentVideoPipeline
+from latentvid.autoencoders.image import ImageAutoencoder
+from latentvid.autoencoders.temporal import TemporalAutoencoder
+from latentvid.core.errors import CheckpointError, UsageError
+from latentvid.core.runtime import resolve_runtime
+from latentvid.sampling import SOLVERS
+from tests.factories import TEXT_WIDTH, image_unet, pipeline, text_parts, vae_kl, vae_tiny
+
+PROMPT = "clouds over hills"
+FEW: dict[str, Any] = {"num_inference_steps": 2}
+RULES = [
+    {"kind": "context", "overlap": 2},
+    {"kind": "context", "overlap": 2, "context_sigma": 0.1},
+    {"kind": "reuse", "overlap": 2},
+    {"kind": "reuse", "overlap": 2, "order": "mirror"},
+]
+
+
+@pytest.fixture(scope="module")
+def pipe() -> LatentVideoPipeline:
+    return pipeline()
+
+
+@pytest.fixture(scope="module")
+def folder(pipe: LatentVideoPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline")
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def frames(pipe: LatentVideoPipeline, prompt: Any = PROMPT, **more: Any) -> Tensor:
+    return pipe(prompt, **{**FEW, "output_type": "pt", **more}).frames
+
+
+def test_saved_and_loaded_it_makes_the_same_film(pipe: LatentVideoPipeline, folder: Path) -> None:
+    loaded = LatentVideoPipeline.from_pretrained(folder)
+    for name in ("vae", "unet", "text_encoder"):
+        saved, found = (getattr(p, name).state_dict() for p in (pipe, loaded))
+        assert saved.keys() == found.keys()
+        assert all(torch.equal(value, found[key]) for key, value in saved.items())
+    # Loaded weights lie in another order, in which convolutions round otherwise.
+    torch.testing.assert_close(frames(loaded, num_frames=9), frames(pipe, num_frames=9), atol=1e-5, rtol=0)
+    assert {k: loaded.config[k] for k in ("num_frames", "fps", "overlap_rule")} == {
+        "num_frames": 6,
+        "fps": 12.0,
+        "overlap_rule": {"kind": "reuse", "overlap": 1},
+    }
+    assert isinstance(loaded.vae, TemporalAutoencoder)
+    assert loaded.noise_prior.kind == "progressive"
+    assert not loaded.unet.training
+
+
+def test_all_outputs_are_one_film(pipe: LatentVideoPipeline) -> None:
+    prompts = [PROMPT, "stars"]
+    pt = frames(pipe, prompts, num_frames=8)
+    assert pt.shape == (2, 8, 3, 8, 8)
+    assert pt.dtype == torch.float32
+    assert pt.min() >= 0
+    assert pt.max() <= 1
+    array = frames(pipe, prompts, num_frames=8, output_type="np")
+    assert isinstance(array, np.ndarray)
+    np.testing.assert_array_equal(array, pt.permute(0, 1, 3, 4, 2).numpy())
+    images = pipe(prompts, num_frames=8, **FEW).frames
+    assert [len(clip) for clip in images] == [8, 8]
+    assert isinstance(images[0][0], Image.Image)
+    np.testing.assert_array_equal(np.asarray(images[1][7]), (array[1, 7] * 255).round().astype(np.uint8))
+    latents = frames(pipe, prompts, num_frames=8, output_type="latent")
+    assert latents.shape == (2, 3, 8, 4, 4)
+    decoded = torch.cat(list(pipe.autoencoder.decode([latents[1]])))
+    torch.testing.assert_close(decoded.add(1).div(2), pt[1], atol=1e-5, rtol=0)
+    with pytest.raises(UsageError, match="output_type='mp4' is not known; known: pil, np, pt, latent"):
+        pipe(PROMPT, output_type="mp4")
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_stream_is_the_film_and_a_longer_film_begins_with_it(rule: dict[str, Any], pipe: LatentVideoPipeline) -> None:
+    whole = frames(pipe, num_frames=15, rule=rule)
+    windows = list(pipe.stream(PROMPT, num_frames=15, rule=rule, **FEW))
+    assert len(windows) > 2
+    torch.testing.assert_close(torch.cat(windows).add(1).div(2), whole[0], atol=1e-6, rtol=0)
+    for num_frames in (1, 6, 7):
+        assert torch.equal(frames(pipe, num_frames=num_frames, rule=rule), whole[:, :num_frames])
+
+
+def test_a_clip_depends_on_its_own_seed_and_prompt_only(pipe: LatentVideoPipeline) -> None:
+    options: dict[str, Any] = {"num_frames": 8, "solver": "ancestral"}
+    together = frames(pipe, [PROMPT, "stars"], generator=[7, 9], **options)
+    for k, (prompt, seed) in enumerate(((PROMPT, 7), ("stars", 9))):
+        torch.testing.assert_close(frames(pipe, prompt, generator=seed, **options)[0], together[k], atol=1e-5, rtol=0)
+    assert not torch.allclose(frames(pipe, generator=8), frames(pipe, generator=7), atol=1e-2)
+    assert not torch.allclose(frames(pipe, "stars", guidance_scale=5.0), frames(pipe, guidance_scale=5.0), atol=1e-3)
+
+
+def test_generators_are_seeds(pipe: LatentVideoPipeline) -> None:
+    expected = frames(pipe, [PROMPT, PROMPT], generator=[5, 6])
+    generator = torch.Generator().manual_seed(5)
+    assert torch.equal(frames(pipe, [PROMPT, PROMPT], generator=5), expected)
+    assert torch.equal(frames(pipe, [PROMPT, PROMPT], generator=generator), expected)
+    assert torch.equal(frames(pipe, [PROMPT, PROMPT], generator=generator), expected)
+    with pytest.raises(UsageError, match="3 generators for 2 prompts"):
+        pipe([PROMPT, PROMPT], generator=[1, 2, 3])
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "dpmpp_2m", "ancestral"])
+def test_every_solver_makes_frames_and_tells_its_calls(solver: str, pipe: LatentVideoPipeline) -> None:
+    told: list[tuple[int, int, int]] = []
+    film = frames(
+        pipe, num_frames=8, solver=solver, on_call=lambda window, done, of: told.append((window.index, done, of))
+    )
+    assert film.isfinite().all()
+    num_calls = told[0][2]
+    assert told == [(window, k + 1, num_calls) for window in range(2) for k in range(num_calls)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"height": 10}, "8x10 will not do: this model makes multiples of 4 pixels"),
+        ({"height": -8}, "8x-8 will not do"),
+        ({"width": 0}, "0x8 will not do"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0 must be at least 1"),
+        ({"num_frames": 0}, "num_frames=0 must be at least 1"),
+        ({"solver": "eulr"}, "did you mean 'euler'"),
+        ({"rule": {"kind": "reuse", "overlap": 6}}, "overlap=6 must be smaller than the window of 6"),
+        ({"rule": {"kind": "refuse"}}, "did you mean 'reuse'"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(
+    arguments: dict[str, Any], sentence: str, pipe: LatentVideoPipeline
+) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        pipe(PROMPT, **arguments)
+    with pytest.raises(UsageError, match=sentence):
+        next(pipe.stream(PROMPT, **arguments))
+
+
+def test_more_steps_than_were_trained_are_refused() -> None:
+    with pytest.raises(UsageError, match="exceeds the 1000 steps"):
+        pipeline(scheduler=DDIMScheduler(prediction_type="v_prediction"))(PROMPT, num_inference_steps=1001)
+
+
+def test_other_sizes_and_rectangles(pipe: LatentVideoPipeline) -> None:
+    assert pipe.default_size == (8, 8)
+    assert frames(pipe, height=16, width=8).shape == (1, 6, 3, 16, 8)
+
+
+@pytest.mark.parametrize("make", [vae_kl, vae_tiny])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_image_autoencoders_serve_too(make: Callable[[], nn.Module], wrapped: bool, tmp_path: Path) -> None:
+    vae = ImageAutoencoder(make()) if wrapped else make()
+    pipe = pipeline(vae=vae)
+    if wrapped:
+        assert pipe.autoencoder is vae  # with its settings
+    pipe.save_pretrained(tmp_path)
+    loaded = LatentVideoPipeline.from_pretrained(tmp_path, max_memory=64 << 30)
+    assert type(loaded.vae) is type(make())
+    torch.testing.assert_close(frames(loaded), frames(pipe), atol=1e-5, rtol=0)
+
+
+def stable_diffusion(folder: Path, scheduler: Any) -> Path:
+    """Write a tiny image pipeline's folder as diffusers lays it out."""
+    tokenizer, text_encoder = text_parts()
+    parts = {"vae": vae_kl(), "unet": image_unet(), "text_encoder": text_encoder, "tokenizer": tokenizer}
+    for name, part in {**parts, "scheduler": scheduler}.items():
+        part.save_pretrained(folder / name)
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.6.0",
+        "feature_extractor": [None, None],
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", type(scheduler).__name__],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("scheduler", [PNDMScheduler, DDIMScheduler])
+def test_a_folder_of_an_image_pipeline_makes_films_of_images(scheduler: Any, tmp_path: Path) -> None:
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012}
+    loaded = LatentVideoPipeline.from_pretrained(stable_diffusion(tmp_path, scheduler(**betas)))
+    assert isinstance(loaded.vae, AutoencoderKL)
+    assert loaded.noise_prior.kind == "iid"
+    film = frames(loaded, num_frames=20, solver="euler")
+    assert film.shape == (1, 20, 3, 8, 8)
+    assert film.isfinite().all()
+    # Frames of an image model are images: frame 3 alone, from its own noise, is frame 3 of the film.
+    latents = frames(loaded, num_frames=4, output_type="latent", solver="euler")
+    setting = loaded.setting(loaded.sampling(num_inference_steps=2), [PROMPT])
+    x = setting.prior.sample(setting.shape, rng=setting.rng)[:, :, 3:4]
+    with torch.no_grad():
+        alone = SOLVERS.get("euler")()(setting.denoise, x, setting.levels)
+    torch.testing.assert_close(latents[:, :, 3:], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def broken(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "broken"))
+
+
+def edit_index(folder: Path, **entries: Any) -> None:
+    path = folder / "model_index.json"
+    index = {**json.loads(path.read_text(encoding="utf-8")), **entries}
+    path.write_text(json.dumps({k: v for k, v in index.items() if v is not ...}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["vae", "unet", "text_encoder", "tokenizer", "scheduler", "noise_prior"])
+@pytest.mark.parametrize("kind", ["Trojan", "trojan.Trojan", "../trojan"])
+def test_unknown_classes_are_refused_and_nothing_is_imported(
+    name: str, kind: str, broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (broken / "trojan.py").write_text("raise SystemExit('ran')", encoding="utf-8")
+    (broken / name / "trojan.py").write_text("raise SystemExit('ran')", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(broken))
+    edit_index(broken, **{name: ["trojan", kind]})
+    with pytest.raises(CheckpointError, match=f"the class '{kind}' of its {name} is not known"):
+        LatentVideoPipeline.from_pretrained(broken)
+    assert "trojan" not in sys.modules
+
+
+def test_a_module_that_is_named_is_not_imported(broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The class decides; where it is said to live is not asked."""
+    (broken / "trojan.py").write_text("raise SystemExit('ran')", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(broken))
+    edit_index(broken, unet=["trojan", "TemporalUNet"])
+    assert frames(LatentVideoPipeline.from_pretrained(broken)).isfinite().all()
+    assert "trojan" not in sys.modules
+
+
+def test_a_prior_other_than_the_index_names_is_told_apart(broken: Path) -> None:
+    edit_index(broken, noise_prior=...)
+    assert LatentVideoPipeline.from_pretrained(broken).noise_prior.kind == "iid"
+
+
+@pytest.mark.parametrize("name", ["vae", "unet", "text_encoder", "tokenizer", "scheduler", "noise_prior"])
+def test_missing_components_are_told(name: str, broken: Path) -> None:
+    shutil.rmtree(broken / name)
+    with pytest.raises(CheckpointError, match=name):
+        LatentVideoPipeline.from_pretrained(broken)
+    if name != "noise_prior":
+        edit_index(broken, **{name: ...})
+        with pytest.raises(CheckpointError, match=f"names no {name}"):
+            LatentVideoPipeline.from_pretrained(broken)
+
+
+WEIGHTS = {
+    "vae": "diffusion_pytorch_model.safetensors",
+    "unet": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("how", ["cut", "lacking", "other shape", "pickled"])
+def test_damaged_weights_are_told(name: str, how: str, broken: Path) -> None:
+    file = broken / name / WEIGHTS[name]
+    weights = load_file(file)
+    first = sorted(weights)[0]
+    if how == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif how == "lacking":
+        save_file({k: v for k, v in weights.items() if k != first}, file, {"format": "pt"})
+    elif how == "other shape":
+        save_file({**weights, first: torch.zeros(7)}, file, {"format": "pt"})
+    else:
+        file.unlink()
+        torch.save(weights, file.with_suffix(".bin"))
+    with pytest.raises(CheckpointError, match=name):
+        LatentVideoPipeline.from_pretrained(broken)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"num_frames": 10**9},
+        {"num_frames": "many"},
+        {"num_frames": 0},
+        {"fps": -1},
+        {"fps": "fast"},
+        {"overlap_rule": {"kind": "refuse"}},
+        {"overlap_rule": 3},
+        {"unet": "TemporalUNet"},
+        {"unet": [1, 2]},
+    ],
+    ids=str,
+)
+def test_an_index_that_says_nonsense_is_told(entries: dict[str, Any], broken: Path) -> None:
+    edit_index(broken, **entries)
+    with pytest.raises(CheckpointError, match="model_index.json"):
+        LatentVideoPipeline.from_pretrained(broken)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null"])
+def test_an_index_that_is_none_is_told(text: str, broken: Path) -> None:
+    (broken / "model_index.json").write_text(text, encoding="utf-8")
+    with pytest.raises(CheckpointError):
+        LatentVideoPipeline.from_pretrained(broken)
+
+
+def test_what_is_no_pipeline_is_told(tmp_path: Path, folder: Path) -> None:
+    for path in (tmp_path, tmp_path / "nothing", folder / "unet"):
+        with pytest.raises(CheckpointError):
+            LatentVideoPipeline.from_pretrained(path)
+    with pytest.raises(UsageError, match="not torch_dtype"):
+        LatentVideoPipeline.from_pretrained(folder, torch_dtype=torch.float16)
+
+
+def test_half_precision_makes_nearly_the_same_film(folder: Path, pipe: LatentVideoPipeline) -> None:
+    half = LatentVideoPipeline.from_pretrained(folder, runtime=resolve_runtime("cpu", "bf16"))
+    assert half.unet.dtype == half.text_encoder.dtype == torch.bfloat16
+    found = frames(half, num_frames=9)
+    assert found.dtype == torch.float32
+    assert (found - frames(pipe, num_frames=9)).abs().mean() < 0.05
+
+
+def test_the_text_matters_where_it_should(pipe: LatentVideoPipeline) -> None:
+    assert pipe.prompt_embeddings(["a", "b"]).shape == (2, 12, TEXT_WIDTH)
+    guided = frames(pipe, guidance_scale=4.0)
+    assert not torch.allclose(frames(pipe, guidance_scale=4.0, negative_prompt="stars"), guided, atol=1e-3)
+    plain = frames(pipe, guidance_scale=1.0)
+    assert torch.equal(frames(pipe, guidance_scale=1.0, negative_prompt="stars"), plain)
