@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -17,6 +17,7 @@ from latentvid.autoencoders.load import load_autoencoder
 from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.config import StrictModel, load_config, read_tree
 from latentvid.core.errors import UsageError, did_you_mean
+from latentvid.core.rng import Rng
 from latentvid.data.tokenizer import build_tokenizer
 from latentvid.denoisers.temporal_unet import TemporalUNet
 from latentvid.metrics.lpips import PerceptualNetwork
@@ -26,7 +27,7 @@ from latentvid.training.autoencoder import AutoencoderOptions, AutoencoderTask
 from latentvid.training.decoder import DecoderOptions, DecoderTask
 from latentvid.training.diffusion import DiffusionOptions, DiffusionTask
 from latentvid.training.latent_cache import Encode, LatentCache, build_cache, cache_name
-from latentvid.training.loop import LoopConfig, OnRecord, train
+from latentvid.training.loop import LoopConfig, OnRecord, check_folder, train
 from latentvid.training.sources import KeptClips, SourceConfig, WorldConfig
 from latentvid.training.task import Task
 
@@ -113,19 +114,20 @@ class TextSizes(StrictModel):
 
     def build(self, captions: list[str]) -> tuple[CLIPTokenizer, CLIPTextModel]:
         tokenizer = build_tokenizer(captions, vocab_size=self.vocab_size, max_length=self.max_length)
-        config = CLIPTextConfig(
-            vocab_size=len(tokenizer),
+        marks = {f"{mark}_token_id": getattr(tokenizer, f"{mark}_token_id") for mark in ("bos", "eos", "pad")}
+        return tokenizer, CLIPTextModel(self.config(len(tokenizer), **marks))
+
+    def config(self, vocab_size: int, **marks: int) -> CLIPTextConfig:
+        return CLIPTextConfig(
+            vocab_size=vocab_size,
             hidden_size=self.width,
             intermediate_size=4 * self.width,
             projection_dim=self.width,
             num_hidden_layers=self.num_layers,
             num_attention_heads=self.num_heads,
             max_position_embeddings=self.max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            **marks,
         )
-        return tokenizer, CLIPTextModel(config)
 
 
 class PriorChoice(StrictModel):
@@ -135,7 +137,10 @@ class PriorChoice(StrictModel):
     settings: dict[str, Any] = {}
 
     def build(self) -> Any:
-        return PRIORS.get(self.kind)(**self.settings)
+        try:
+            return PRIORS.get(self.kind)(**self.settings)
+        except TypeError as error:  # a setting that this kind does not have
+            raise UsageError(f"prior {self.kind!r}: {error}.") from error
 
 
 class DiffusionRecipe(StrictModel):
@@ -159,6 +164,12 @@ class DiffusionRecipe(StrictModel):
     """Written into the pipeline: the rate at which its clips are meant to be seen."""
     options: DiffusionOptions = DiffusionOptions()
     loop: LoopConfig = LoopConfig()
+
+    @model_validator(mode="after")
+    def _has_data(self) -> DiffusionRecipe:
+        if self.videos is None and self.images is None:
+            raise ValueError("name videos, images, or both to train on")
+        return self
 
     def task(self, folder: Path, on_prepared: OnPrepared | None) -> Task:
         vae = load_autoencoder(self.vae)
@@ -277,5 +288,7 @@ def run(
 ) -> dict[str, Any]:
     """Build the recipe's task and train it into `folder`; return the last log record."""
     folder = Path(folder)
+    check_folder(folder, resume=resume)  # before any data is prepared
+    torch.manual_seed(Rng(recipe.loop.seed).seed_of("weights"))  # networks draw their first weights from it
     task = recipe.task(folder, on_prepared)
     return train(task, recipe.loop, folder, resume=resume, device=device, on_record=on_record)
