@@ -63,9 +63,10 @@ def _diffusion(recipe: DiffusionRecipe) -> dict[str, nn.Module]:
         given = LatentVideoPipeline.from_pretrained(recipe.init)
         unet, text_encoder = given.unet, given.text_encoder
     else:
+        marks = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}  # whatever they will be, they count nothing
         with torch.device("meta"):
             unet = recipe.unet.build(vae.latent_channels, source.size // vae.spatial_factor, recipe.text.width)
-            text_encoder = CLIPTextModel(recipe.text.config(recipe.text.vocab_size))
+            text_encoder = CLIPTextModel(recipe.text.config(recipe.text.vocab_size, **marks))
     unet.requires_grad_(True)
     text_encoder.requires_grad_(recipe.options.train_text)
     return {"vae": vae.requires_grad_(False), "unet": unet, "text_encoder": text_encoder}
