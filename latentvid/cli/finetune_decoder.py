@@ -17,7 +17,9 @@ from latentvid.cli.output import Output
 if TYPE_CHECKING:
     from latentvid.core.runtime import Runtime
     from latentvid.evaluation.report import Report
-    from latentvid.training.finetune import Estimate, FinetuneConfig, Finetuned, Footage
+    from latentvid.training.finetune import FinetuneConfig, Finetuned
+    from latentvid.training.finetune_estimate import Estimate
+    from latentvid.training.held_out import Footage
 
 
 def run(
@@ -50,6 +52,10 @@ def run(
             "--lpips-trunk", metavar="FILE", help="Train on LPIPS and measure it, with this SqueezeNet trunk."
         ),
     ] = None,
+    eval_frames: Annotated[
+        int | None,
+        typer.Option("--eval-frames", min=2, metavar="N", help="Measure on the first N frames of each held-out clip."),
+    ] = None,
     config: common.Config = None,
     overrides: common.Set = None,
     seed: Annotated[
@@ -78,7 +84,8 @@ def run(
     check_apart(train, held_out)
     from latentvid.core.places import only_checkpoint
     from latentvid.core.runtime import resolve_runtime
-    from latentvid.training import finetune as work
+    from latentvid.training.finetune_estimate import estimate
+    from latentvid.training.held_out import find_footage
 
     runtime = resolve_runtime(device, dtype)
     flags = {
@@ -87,16 +94,23 @@ def run(
         "loop.mixed_precision": _precision(runtime, dtype),
         "crop": crop,
         "options.num_frames": clip_frames,
+        "max_eval_frames": eval_frames,
         "options.batch": batch,
         "options.train_spatial": "true" if train_spatial else None,
     }
     settings = _settings(config, overrides, flags, lpips_trunk)
     base = vae or str(only_checkpoint("--vae"))
     out = Output(as_json=json, quiet=quiet)
-    found = work.find_footage(train, settings, held_out=held_out, num_held_out=hold_out)
+    found = find_footage(
+        train,
+        min_frames=settings.options.num_frames,
+        min_side=settings.crop,
+        held_out=held_out,
+        num_held_out=hold_out,
+    )
     _tell_footage(found, out)
     if dry_run:
-        _tell_estimate(work.estimate(settings, base, found, runtime=runtime), found, runtime, out)
+        _tell_estimate(estimate(settings, base, found, runtime=runtime), found, runtime, out)
         return
     done = _train(settings, base, found, output, runtime=runtime, resume=resume, out=out)
     _finish(done, settings, base, found, output, runtime=runtime, command=_command(context), out=out)
@@ -151,6 +165,7 @@ def _tell_estimate(needs: Estimate, found: Footage, runtime: Runtime, out: Outpu
         "device": str(runtime.device),
         "step_s": needs.step_s,
         "prepare_s": needs.prepare_s,
+        "evaluate_s": needs.evaluate_s,
         "total_s": needs.total_s,
         "memory_bytes": needs.memory_bytes,
         "disk_bytes": needs.disk_bytes,
@@ -161,7 +176,8 @@ def _tell_estimate(needs: Estimate, found: Footage, runtime: Runtime, out: Outpu
         "clips skipped": len(found.skipped),
         "steps": needs.steps,
         "device": str(runtime.device),
-        "time": f"{_minutes(needs.total_s)} ({needs.step_s:.2f} s per step, {_minutes(needs.prepare_s)} to prepare)",
+        "time": f"{_minutes(needs.total_s)} ({needs.step_s:.2f} s per step, {_minutes(needs.prepare_s)} to prepare, "
+        f"{_minutes(needs.evaluate_s)} to evaluate)",
         "memory": format_bytes(needs.memory_bytes),
         "disk": format_bytes(needs.disk_bytes),
     }
@@ -249,20 +265,15 @@ def _finish(
     out: Output,
 ) -> None:
     """Measure on whole held-out clips and write everything that tells what was gained."""
-    from latentvid.core.files import atomic_path, write_json
-    from latentvid.evaluation.before_after import AFTER, BEFORE, gains, write_side_by_side, write_strip
-    from latentvid.training.model_card import write_card
+    from latentvid.core.files import write_json
+    from latentvid.evaluation.before_after import AFTER, BEFORE, gains, write_before_and_after
+    from latentvid.training.model_card import describe, write_card
 
     clips = [clip.path for clip in found.held_out]
     report = _measure(done, clips, settings, runtime, out)
-    facts = {**_facts(done, settings, base, found, runtime), "held_out": report.means(), **gains(report)}
-    report.write(output / "report")
-    with atomic_path(output / "table.md") as beside:
-        beside.write_text(report.table(), encoding="utf-8")
-    write_strip(report, output / "side_by_side.png")
-    readable = [clip for clip in clips if clip.name not in report.failures]
-    if readable:
-        write_side_by_side(output / "side_by_side.mp4", readable[0], {BEFORE: done.image, AFTER: done.autoencoder})
+    facts = {**describe(done, settings, base, found, runtime), "held_out": report.means(), **gains(report)}
+    pair = {BEFORE: done.image, AFTER: done.autoencoder}
+    write_before_and_after(output, report, clips, pair, max_frames=settings.max_eval_frames)
     write_card(output, facts=facts, table=report.table(), command=command)
     write_json(output / "metrics.json", facts)
     out.note(done.guard.sentence())
@@ -280,43 +291,11 @@ def _measure(done: Finetuned, clips: list[Path], settings: FinetuneConfig, runti
             clips,
             lpips_trunk=settings.lpips_trunk,
             device=runtime.device,
+            max_frames=settings.max_eval_frames,
             on_clip=lambda *_: advance(next(finished)),
         )
         advance(1)
     return report
-
-
-def _facts(done: Finetuned, settings: FinetuneConfig, base: str, found: Footage, runtime: Runtime) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from latentvid.autoencoders.load import component_folder
-    from latentvid.core.checkpoints import describe_checkpoint
-
-    guard = done.guard
-    spatial = settings.options.train_spatial and not done.has_delta
-    precision = {"no": "fp32"}.get(settings.loop.mixed_precision, settings.loop.mixed_precision)
-    return {
-        "base": {
-            "name": done.image.name,
-            "class": done.image.image_config["_class_name"],
-            "image_weights": done.image.image_weights(),
-            "latent_space": done.autoencoder.latent_space(),
-            "license": describe_checkpoint(component_folder(base)).get("license"),
-        },
-        "has_delta": done.has_delta,
-        "image_guard": {**asdict(guard), "holds": guard.holds, "sentence": guard.sentence()},
-        "training": {
-            "trained": "its temporal layers and the spatial decoder" if spatial else "its temporal layers",
-            "temporal_parameters": done.autoencoder.num_temporal_parameters,
-            "steps": settings.loop.steps,
-            "seed": settings.loop.seed,
-            "device": runtime.describe()["device_name"],
-            "precision": precision,
-            "config": settings.model_dump(mode="json"),
-        },
-        "data": found.describe(),
-        "validation_crops": done.validation,
-    }
 
 
 def _command(context: typer.Context) -> str:

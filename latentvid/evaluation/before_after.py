@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from latentvid.core.errors import InputError
 from latentvid.core.files import atomic_path
 from latentvid.evaluation.reconstruction import DEFAULT_METRICS, Autoencoder, evaluate_reconstruction, reconstruct
 from latentvid.evaluation.report import Report
@@ -58,6 +60,26 @@ def gains(report: Report) -> dict[str, float]:
         if before.get(key):
             found[f"{key}_ratio"] = after[key] / before[key]
     return found
+
+
+def write_before_and_after(
+    folder: Path,
+    report: Report,
+    clips: Sequence[Path],
+    autoencoders: Mapping[str, Autoencoder],
+    *,
+    max_frames: int | None = None,
+) -> None:
+    """Write `report/`, `table.md`, and `side_by_side.png` and `.mp4` of the first clip that could be read."""
+    report.write(folder / "report")
+    with atomic_path(folder / "table.md") as beside:
+        beside.write_text(report.table(), encoding="utf-8")
+    write_strip(report, folder / "side_by_side.png")
+    most = min(MOST_FRAMES, max_frames or MOST_FRAMES)
+    for clip in clips:
+        with suppress(InputError):
+            write_side_by_side(folder / "side_by_side.mp4", clip, autoencoders, max_frames=most)
+            return
 
 
 def write_strip(report: Report, path: str | Path) -> None:

@@ -5,12 +5,9 @@ The folder holds the finished autoencoder; `run/` in it is the training run, whi
 
 from __future__ import annotations
 
-import tempfile
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -21,22 +18,19 @@ from latentvid.autoencoders.load import load_autoencoder
 from latentvid.autoencoders.losses import ReconstructionWeights
 from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.config import StrictModel
-from latentvid.core.errors import InputError, ResourceError, UsageError
-from latentvid.core.files import read_json, sha256_of, write_json
-from latentvid.core.memory import format_bytes, free_memory, peak_rss_bytes
+from latentvid.core.errors import UsageError
+from latentvid.core.files import read_json, write_json
 from latentvid.core.rng import Rng
 from latentvid.core.runtime import Runtime
-from latentvid.data.footage import ClipInfo, scan
 from latentvid.metrics.lpips import PerceptualNetwork
 from latentvid.training.crops import NativeCrops
 from latentvid.training.decoder import DecoderOptions, DecoderTask
+from latentvid.training.held_out import Footage
 from latentvid.training.image_guard import Guarded, guard_images, image_decoder_of
 from latentvid.training.latent_cache import LatentCache, build_cache, cache_name
 from latentvid.training.loop import LoopConfig, OnRecord, train
 from latentvid.training.recipes import OnPrepared
 
-HELD_OUT_SHARE = 6
-"""Every how many files one is held out where nobody says."""
 LPIPS_WEIGHT = 0.1
 """Where a trunk is given and no weight."""
 RUN, SETTINGS = "run", "settings.json"
@@ -45,7 +39,7 @@ RUN, SETTINGS = "run", "settings.json"
 class FinetuneLoss(ReconstructionWeights):
     """Squared errors and flicker weigh more than in general: both are what time can mend."""
 
-    mse: float = Field(4.0, ge=0)
+    mse: float = Field(8.0, ge=0)
     temporal: float = Field(1.0, ge=0)
 
 
@@ -59,7 +53,7 @@ class FinetuneOptions(DecoderOptions):
 class FinetuneLoop(LoopConfig):
     """A high rate and a short average: the new layers start at zero and are small."""
 
-    steps: int = Field(1500, ge=1)
+    steps: int = Field(2000, ge=1)
     lr: float = Field(2e-3, gt=0)
     warmup: int = Field(50, ge=0)
     ema_decay: float = Field(0.99, ge=0, lt=1)
@@ -76,32 +70,18 @@ class FinetuneConfig(StrictModel):
     """Height and width of the training crops in pixels; a multiple of the autoencoder's spatial factor."""
     strides: list[int] = Field([1], min_length=1)
     """Every n-th frame, one of these at random per crop."""
-    num_clips: int = Field(960, ge=1)
+    num_clips: int = Field(720, ge=1)
     """Crops that are drawn, encoded once and trained on."""
     num_validation_clips: int = Field(12, ge=1)
     """Crops of the held-out files for the figures in the log."""
+    max_eval_frames: int | None = Field(96, ge=2)
+    """Frames of each held-out clip for the final table; null is all."""
     temporal_num_convs: int = Field(2, ge=1)
     lpips_trunk: str | None = None
     """Weights of the network that LPIPS looks through; gives the loss an lpips term."""
     lpips_net: Literal["squeeze", "alex", "vgg"] = "squeeze"
     options: FinetuneOptions = FinetuneOptions()
     loop: FinetuneLoop = FinetuneLoop()
-
-
-@dataclass(frozen=True, slots=True)
-class Footage:
-    """Files to train on, files to measure on, and the others with the reason why they are left out."""
-
-    train: tuple[ClipInfo, ...]
-    held_out: tuple[ClipInfo, ...]
-    skipped: tuple[tuple[Path, str], ...] = ()
-
-    def describe(self) -> dict[str, Any]:
-        return {
-            "train": [_about(clip) for clip in self.train],
-            "held_out": [_about(clip) for clip in self.held_out],
-            "skipped": [{"file": path.name, "why": why} for path, why in self.skipped],
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,43 +96,6 @@ class Finetuned:
     """Whether the temporal layers alone make the model out of the image autoencoder."""
     validation: dict[str, float]
     """Figures of the last validation, on crops."""
-
-
-def find_footage(
-    paths: Sequence[str | Path],
-    config: FinetuneConfig,
-    *,
-    held_out: Sequence[str | Path] = (),
-    num_held_out: int | None = None,
-) -> Footage:
-    """Look at every file and part the usable ones; whole files are held out, never crops.
-
-    Args:
-        paths: files, folders, patterns.
-        held_out: the same; without them the last `num_held_out` files of `paths` (about one in six).
-
-    Raises:
-        InputError: a path does not exist, or nothing usable is left.
-        UsageError: too few files to hold one out.
-    """
-    found, skipped = _usable(paths, config)
-    if held_out:
-        kept, unusable = _usable(held_out, config)
-        skipped += unusable
-    else:
-        count = num_held_out or max(1, round(len(found) / HELD_OUT_SHARE))
-        if count >= len(found):
-            raise UsageError(
-                f"{len(found)} usable clips with {count} held out leave none to train on; give more footage, or "
-                "held-out footage with --val."
-            )
-        found, kept = found[:-count], found[-count:]
-    twins = _twins(found, kept)
-    skipped += [(clip.path, f"{clip.path}: the same file as {twin}, which is held out.") for clip, twin in twins]
-    found = [clip for clip in found if clip not in [c for c, _ in twins]]
-    if not found:
-        raise InputError(f"no footage is left to train on; the first reason: {skipped[0][1]}")
-    return Footage(tuple(found), tuple(kept), tuple(skipped))
 
 
 def check_folder(folder: Path, config: FinetuneConfig, vae: str, footage: Footage, *, resume: bool) -> None:
@@ -206,7 +149,7 @@ def finetune(
     """
     folder = Path(folder)
     network = load_autoencoder(vae)
-    _check_fits(config, network)
+    check_fits(config, network)
     check_folder(folder, config, str(vae), footage, resume=resume)
     base = network
     if isinstance(network, TemporalAutoencoder):
@@ -283,105 +226,13 @@ def write_autoencoder(autoencoder: TemporalAutoencoder, folder: Path, *, has_del
         autoencoder.save_delta(folder / "delta")
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a run would take on this machine, by one timed step."""
-
-    steps: int
-    step_s: float
-    prepare_s: float
-    memory_bytes: int
-    """At its peak, on the device where that is not the CPU."""
-    disk_bytes: int
-
-    @property
-    def total_s(self) -> float:
-        return self.prepare_s + self.steps * self.step_s
-
-    def check_memory(self, device: torch.device) -> None:
-        """Raise ResourceError where less is free than is needed."""
-        free = free_memory(device)
-        if self.memory_bytes > free:
-            raise ResourceError(
-                f"a run needs about {format_bytes(self.memory_bytes)} and {format_bytes(free)} are free; use a smaller "
-                "--crop, --clip-frames or --batch."
-            )
-
-
-def estimate(config: FinetuneConfig, vae: str | Path, footage: Footage, *, runtime: Runtime) -> Estimate:
-    """Prepare one batch and take one step, untimed, and another, timed; nothing is kept."""
-    network = load_autoencoder(vae)
-    _check_fits(config, network)
-    batch = config.options.batch
-    small = config.model_copy(update={"num_clips": batch, "num_validation_clips": 1})
-    one = replace(footage, held_out=footage.held_out[:1])
-    cuda = runtime.device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(runtime.device)
-    with tempfile.TemporaryDirectory() as scratch:
-        start = time.monotonic()
-        task = build_task(small, network, one, Path(scratch), runtime=runtime)
-        clip_s = (time.monotonic() - start) / (batch + 1)
-        data = {name: tensor.to(runtime.device) for name, tensor in task.batch(0).items()}
-    for _ in range(2):
-        start = time.monotonic()
-        _step(task, data, config.loop.mixed_precision)
-        if cuda:
-            torch.cuda.synchronize(runtime.device)
-        step_s = (time.monotonic() - start) * config.loop.accumulate
-    pixels = 3 * config.options.num_frames * config.crop**2
-    latents = 4 * config.options.num_frames * network.latent_channels * (config.crop // network.spatial_factor) ** 2
-    kept = (config.num_clips + config.num_validation_clips) * (pixels + latents)
-    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    states = 4 * trained * 4  # two moments, the average, and its copy, in float32
-    memory = torch.cuda.max_memory_allocated(runtime.device) + states if cuda else peak_rss_bytes() + states + kept
-    return Estimate(config.loop.steps, step_s, clip_s * config.num_clips, memory, kept + 3 * states)
-
-
-def _step(task: DecoderTask, data: dict[str, torch.Tensor], precision: str) -> None:
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    device = data["latents"].device.type
-    with torch.autocast(device, half, enabled=half is not None):
-        loss, _ = task(data)
-    loss.backward()
-
-
 def _cached(crops: NativeCrops, network: ImageAutoencoder, folder: Path, on_prepared: OnPrepared | None) -> LatentCache:
     return build_cache(crops, network.encode_clip, folder, keep_pixels=True, on_clip=on_prepared)
 
 
-def _usable(paths: Sequence[str | Path], config: FinetuneConfig) -> tuple[list[ClipInfo], list[tuple[Path, str]]]:
-    found, skipped = scan(paths, min_frames=config.options.num_frames)
-    small = [clip for clip in found if min(clip.height, clip.width) < config.crop]
-    skipped += [
-        (clip.path, f"{clip.path}: {clip.width}x{clip.height} pixels, and crops of {config.crop} are wanted.")
-        for clip in small
-    ]
-    found = [clip for clip in found if clip not in small]
-    if not found:
-        raise InputError(f"none of {len(skipped)} clips can be used. The first: {skipped[0][1]}")
-    return found, skipped
-
-
-def _twins(train: Sequence[ClipInfo], held_out: Sequence[ClipInfo]) -> list[tuple[ClipInfo, Path]]:
-    """Return training clips whose bytes are those of a held-out clip, under whatever name."""
-    sizes: dict[int, list[Path]] = {}
-    for clip in held_out:
-        sizes.setdefault(clip.path.stat().st_size, []).append(clip.path)
-    return [
-        (clip, twin)
-        for clip in train
-        for twin in sizes.get(clip.path.stat().st_size, [])
-        if sha256_of(clip.path) == sha256_of(twin)
-    ]
-
-
-def _check_fits(config: FinetuneConfig, network: ImageAutoencoder) -> None:
+def check_fits(config: FinetuneConfig, network: ImageAutoencoder) -> None:
+    """Raise UsageError where the settings and the autoencoder do not go together."""
     if config.crop % network.spatial_factor:
         raise UsageError(
             f"crops of {config.crop} pixels do not fit the autoencoder; use a multiple of {network.spatial_factor}."
         )
-
-
-def _about(clip: ClipInfo) -> dict[str, Any]:
-    return {"file": clip.path.name, "num_frames": clip.num_frames, "height": clip.height, "width": clip.width}

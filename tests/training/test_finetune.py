@@ -16,10 +16,13 @@ from latentvid.core.runtime import Runtime, resolve_runtime
 from latentvid.temporal.inject import is_temporal
 from latentvid.training import finetune as work
 from latentvid.training.crops import NativeCrops
-from latentvid.training.finetune import FinetuneConfig, Footage, check_folder, find_footage
+from latentvid.training.finetune import FinetuneConfig, check_folder
+from latentvid.training.finetune_estimate import estimate
+from latentvid.training.held_out import Footage, find_footage
 from latentvid.training.image_guard import guard_images, image_decoder_of, still_psnr
 from tests.training.footage_clips import write_base, write_footage
 
+LARGE_ENOUGH = {"min_frames": 3, "min_side": 16}
 LOOP = {"steps": 4, "warmup": 1, "lr": 1e-2, "log_every": 1, "validate_every": 4, "save_every": 2}
 
 
@@ -57,18 +60,18 @@ def test_flags_do_not_undo_the_other_defaults() -> None:
 
 
 def test_whole_files_are_held_out(clips: list[Path]) -> None:
-    found = find_footage(clips, small())
+    found = find_footage(clips, **LARGE_ENOUGH)
     assert [c.path for c in found.train] == clips[:-1]
     assert [c.path for c in found.held_out] == clips[-1:]
-    found = find_footage(clips, small(), num_held_out=3)
+    found = find_footage(clips, **LARGE_ENOUGH, num_held_out=3)
     assert [c.path for c in found.train] == clips[:1]
-    found = find_footage(clips[:3], small(), held_out=clips[3:])
+    found = find_footage(clips[:3], **LARGE_ENOUGH, held_out=clips[3:])
     assert [c.path for c in found.held_out] == clips[3:]
 
 
 def test_a_copy_of_a_held_out_clip_is_not_trained_on(clips: list[Path], tmp_path: Path) -> None:
     copy = shutil.copy(clips[3], tmp_path / "another_name.mp4")
-    found = find_footage([*clips[:3], copy], small(), held_out=clips[3:])
+    found = find_footage([*clips[:3], copy], **LARGE_ENOUGH, held_out=clips[3:])
     assert [c.path for c in found.train] == clips[:3]
     assert "the same file as" in found.skipped[0][1]
 
@@ -78,15 +81,15 @@ def test_every_skipped_file_has_a_reason(clips: list[Path], tmp_path: Path) -> N
     broken.write_bytes(b"no video")
     short = write_footage(tmp_path, 1, frames=2)[0].rename(tmp_path / "short.mp4")
     tiny = write_footage(tmp_path, 1, size=(8, 48))[0].rename(tmp_path / "tiny.mp4")
-    found = find_footage([*clips, broken, short, tiny], small())
+    found = find_footage([*clips, broken, short, tiny], **LARGE_ENOUGH)
     reasons = {path.name: why for path, why in found.skipped}
     assert reasons.keys() == {"broken.mp4", "short.mp4", "tiny.mp4"}
     assert "2 frames" in reasons["short.mp4"]
     assert "48x8" in reasons["tiny.mp4"]
     with pytest.raises(InputError, match="can be used"):
-        find_footage([broken, short], small())
+        find_footage([broken, short], **LARGE_ENOUGH)
     with pytest.raises(UsageError, match="--val"):
-        find_footage(clips[:1], small())
+        find_footage(clips[:1], **LARGE_ENOUGH)
 
 
 def test_crops_are_the_footage_itself(clips: list[Path]) -> None:
@@ -111,7 +114,7 @@ def test_crops_are_the_footage_itself(clips: list[Path]) -> None:
 def test_encoder_and_image_decoder_are_untouched_and_delta_equals_the_model(
     base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path
 ) -> None:
-    done = work.finetune(small(), base, find_footage(clips, small()), tmp_path / "out", runtime=cpu)
+    done = work.finetune(small(), base, find_footage(clips, **LARGE_ENOUGH), tmp_path / "out", runtime=cpu)
     image = load_autoencoder(base)
     full = load_autoencoder(tmp_path / "out")
     assert isinstance(full, TemporalAutoencoder)
@@ -132,7 +135,7 @@ def test_encoder_and_image_decoder_are_untouched_and_delta_equals_the_model(
 
 
 def test_stopped_and_resumed_equals_uninterrupted(base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path) -> None:
-    config, footage = small(), find_footage(clips, small())
+    config, footage = small(), find_footage(clips, **LARGE_ENOUGH)
     whole = work.finetune(config, base, footage, tmp_path / "whole", runtime=cpu)
 
     def stop(record: dict[str, object]) -> None:
@@ -154,7 +157,7 @@ def test_stopped_and_resumed_equals_uninterrupted(base: Path, clips: list[Path],
 
 def test_a_folder_with_something_else_is_left_alone(clips: list[Path], tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    footage = find_footage(clips, small())
+    footage = find_footage(clips, **LARGE_ENOUGH)
     with pytest.raises(UsageError, match="something else"):
         check_folder(tmp_path, small(), "base", footage, resume=True)
     with pytest.raises(UsageError, match="is a file"):
@@ -165,7 +168,7 @@ def test_a_folder_with_something_else_is_left_alone(clips: list[Path], tmp_path:
 def test_what_does_not_fit_stops_before_anything_is_written(
     base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path
 ) -> None:
-    footage, out = find_footage(clips, small()), tmp_path / "out"
+    footage, out = find_footage(clips, **LARGE_ENOUGH), tmp_path / "out"
     with pytest.raises(CheckpointError):
         work.finetune(small(), tmp_path / "no_vae", footage, out, runtime=cpu)
     with pytest.raises(UsageError, match="multiple of 2"):
@@ -198,7 +201,7 @@ def test_spatial_training_keeps_the_encoder(base: Path, clips: list[Path], cpu: 
     config = FinetuneConfig.model_validate(
         {**small().model_dump(), "options": {"batch": 2, "num_frames": 3, "train_spatial": True, "still_share": 0.5}}
     )
-    done = work.finetune(config, base, find_footage(clips, config), tmp_path / "out", runtime=cpu)
+    done = work.finetune(config, base, find_footage(clips, **LARGE_ENOUGH), tmp_path / "out", runtime=cpu)
     assert done.autoencoder.latent_space() == load_autoencoder(base).latent_space()
     assert done.guard.holds
     assert (tmp_path / "out" / "delta").exists() == done.has_delta
@@ -208,8 +211,8 @@ def test_estimate_takes_one_step_and_leaves_nothing(
     base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    footage = find_footage(clips, small())
-    needs = work.estimate(small(), base, footage, runtime=cpu)
+    footage = find_footage(clips, **LARGE_ENOUGH)
+    needs = estimate(small(), base, footage, runtime=cpu)
     assert needs.steps == 4
     assert 0 < needs.step_s < 60
     assert needs.total_s >= 4 * needs.step_s
@@ -220,7 +223,7 @@ def test_estimate_takes_one_step_and_leaves_nothing(
 def test_held_out_files_are_never_read_while_training_batches_are_made(
     base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path
 ) -> None:
-    footage = find_footage(clips, small())
+    footage = find_footage(clips, **LARGE_ENOUGH)
     task = work.build_task(small(), load_autoencoder(base), footage, tmp_path, runtime=cpu)
     train = {bytes(task.clips.video(i).numpy().tobytes()) for i in range(len(task.clips))}
     swapped = Footage(footage.held_out, footage.train)
