@@ -323,6 +323,8 @@ def saved_states(folder: Path) -> list[Path]:
 def _accelerator(config: LoopConfig, device: str) -> Accelerator:
     if device not in ("auto", "cpu"):
         resolve_runtime(device)
+    if device == "cpu" and config.mixed_precision == "fp16":
+        raise UsageError("mixed_precision=fp16 is not computed on the CPU; use bf16 or no.")
     # accelerate's state is global: without this, the settings of an earlier run in this process would stay.
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     AcceleratorState._reset_state(reset_partial_state=not distributed)
