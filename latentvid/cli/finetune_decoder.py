@@ -277,6 +277,8 @@ def _finish(
     write_card(output, facts=facts, table=report.table(), command=command)
     write_json(output / "metrics.json", facts)
     out.note(done.guard.sentence())
+    if facts.get("psnr_gain", 0) < 0:
+        out.warn("on the held-out clips the finetuned decoder is worse than the image decoder; train longer.")
     out.result({"output": str(output), **facts}, report.table())
 
 
