@@ -87,6 +87,11 @@ class Drift:
                 self._clips[-1].curves["motion"].append(frame_step(frame, self._previous))
             self._previous = frame
 
+    def add_curves(self, curves: Mapping[str, Sequence[float]]) -> None:
+        """Go on with values that were measured elsewhere, `motion` into their first frame included."""
+        for name, values in curves.items():
+            self._clips[-1].curves[name].extend(values)
+
     def end_clip(self) -> None:
         self._previous = None
         if self._clips[-1].num_frames:

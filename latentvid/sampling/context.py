@@ -1,9 +1,11 @@
-"""Clean frames beside noisy ones: a window continues the frames that it is shown.
+"""Clean frames beside noisy ones: a window continues, or fills in between, the frames that it is shown.
 
 Needs a denoiser that was trained with a noise level per frame, as in "Diffusion Forcing" (arXiv 2407.01392).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,34 +18,41 @@ def with_clean_context(
     denoise: Denoise,
     clean_frames: Tensor,
     *,
+    places: Sequence[int] | None = None,
     context_level: Level | None = None,
     context_noise: Tensor | None = None,
 ) -> Denoise:
-    """Show `denoise` the true first frames of the window, and return them as their own estimate.
+    """Show `denoise` some true frames of the window, and return them as their own estimate.
 
     Compose guidance inside this, not around it: rescaled guidance would change the given frames.
 
     Args:
         denoise: takes levels per frame, [b t].
-        clean_frames: latents [b c p h w] of the window's first p frames.
+        clean_frames: latents [b c p h w] of p frames of the window.
+        places: where in the window these stand; by default they are its first p frames.
         context_level: show them at this level (scalars) instead of clean; a little noise keeps a long rollout
             from trusting its own errors.
         context_noise: noise from the prior for that level, [b c p h w]; one draw for the whole window.
     """
     if (context_level is None) != (context_noise is None):
         raise ValueError("context_level and context_noise go together")
+    at = torch.as_tensor(range(clean_frames.shape[2]) if places is None else places, dtype=torch.long)
+    if len(at) != clean_frames.shape[2]:
+        raise ValueError(f"{len(at)} places for {clean_frames.shape[2]} frames")
     shown = clean_frames
     if context_level is not None and context_noise is not None:
         shown = context_level.alpha * clean_frames + context_level.sigma * context_noise.to(clean_frames)
-    num_context = clean_frames.shape[2]
 
     def denoise_with_context(x: Tensor, level: Level) -> Tensor:
-        is_context = (torch.arange(x.shape[2], device=level.alpha.device) < num_context).expand(len(x), -1)
+        is_context = torch.zeros(x.shape[2], dtype=torch.bool, device=level.alpha.device)
+        is_context[at.to(is_context.device)] = True
+        is_context = is_context.expand(len(x), -1)
         mixed = level.where_clean(is_context)
         if context_level is not None:
             mixed = _where(is_context, context_level, mixed)
-        estimate = denoise(torch.cat([shown.to(x), x[:, :, num_context:]], dim=2), mixed)
-        return torch.cat([clean_frames.to(estimate), estimate[:, :, num_context:]], dim=2)
+        here = at.to(x.device)
+        estimate = denoise(x.index_copy(2, here, shown.to(x)), mixed)
+        return estimate.index_copy(2, here, clean_frames.to(estimate))
 
     return denoise_with_context
 

@@ -49,6 +49,7 @@ class EncoderSettings:
     time_base: Fraction | None
     color: Literal["bt709", "bt601"]
     frame_step: Fraction
+    parameter_set: int = 0
 
 
 _SUFFIXES = {
@@ -180,7 +181,11 @@ def _plan(settings: EncoderSettings) -> tuple[str, dict[str, str], str, Callable
     if is_odd and pix_fmt in ("yuv420p", "yuvj420p", "nv12"):
         raise UsageError(f"{pix_fmt} cannot hold odd sizes such as {settings.width}x{settings.height}; use yuv444p.")
     # x264's macroblock tree reads memory that it never wrote, and its bytes then depend on what ran before.
-    options = {"crf": f"{settings.crf:g}", "preset": settings.preset, "g": "48", "x264-params": "open-gop=0:mbtree=0"}
+    x264 = "open-gop=0:mbtree=0"
+    if settings.parameter_set:
+        # Stored in the order shown, so that a segment's clock cannot cross that of the file it is appended to.
+        x264 += f":sps-id={settings.parameter_set}:bframes=0"
+    options = {"crf": f"{settings.crf:g}", "preset": settings.preset, "g": "48", "x264-params": x264}
     return "libx264", options, pix_fmt, FromRgb(pix_fmt, settings.color)
 
 

@@ -49,6 +49,7 @@ class VideoWriter:
         time_base: Fraction | None = None,
         is_variable_rate: bool = False,
         color: Literal["bt709", "bt601"] = "bt709",
+        parameter_set: int = 0,
         overwrite: bool = False,
     ) -> None:
         """Check everything that can be checked before the first frame.
@@ -61,6 +62,8 @@ class VideoWriter:
             time_base: the clock's tick when times are given with the frames, best that of the source.
             is_variable_rate: frames come with times; without `time_base` the tick is 1/90000 s.
             color: the YUV matrix, tagged.
+            parameter_set: H.264 only: number of the parameter sets, other than 0 in segments that are to be appended
+                to a file that has its own (see `latentvid.video.append`).
 
         Raises:
             UsageError: the file exists (without `overwrite`), or its suffix, codec or size do not go together.
@@ -74,7 +77,9 @@ class VideoWriter:
         check_output(self._path, overwrite=overwrite)
         tick = time_base or (_TICK if is_variable_rate else None)
         codec = choose_codec(self._path, codec)
-        self._settings = EncoderSettings(width, height, fps, codec, crf, preset, pix_fmt, tick, color, 1 / fps)
+        self._settings = EncoderSettings(
+            width, height, fps, codec, crf, preset, pix_fmt, tick, color, 1 / fps, parameter_set
+        )
         self._overwrite = overwrite
         self._queue: queue.Queue[tuple[np.ndarray, Fraction] | None] = queue.Queue(_QUEUE_FRAMES)
         self._error: BaseException | None = None

@@ -1,0 +1,34 @@
+"""`latentvid resume`: go on where a killed run stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from latentvid.cli import common, films
+from latentvid.cli.output import Output
+
+
+def run(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder, or the film that it makes.")],
+    quiet: common.Quiet = False,
+    json: common.Json = False,
+) -> None:
+    """Go on where a run stopped.
+
+    Finished windows are kept; the film becomes the same, byte for byte, as if nothing had happened.
+
+    \b
+    Example:
+      latentvid resume clouds.run
+    """
+    out = Output(as_json=json, quiet=quiet)
+    from latentvid.film.folder import RunFolder
+    from latentvid.film.generate import resume_film
+
+    path = RunFolder.open(folder).path
+    with films.interruptible(path), films.progress(out, "resuming") as on_progress:
+        report = resume_film(path, on_progress=on_progress)
+    films.tell(report, out)

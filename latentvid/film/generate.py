@@ -1,0 +1,304 @@
+"""A film from a prompt, as a file and a run folder; and the resuming of any run that was stopped."""
+
+from __future__ import annotations
+
+import platform
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from latentvid import __version__
+from latentvid.autoencoders.image import hash_weights
+from latentvid.core.errors import CheckpointError, UsageError
+from latentvid.core.files import check_output
+from latentvid.core.runtime import Runtime, resolve_runtime
+from latentvid.extension.rules import OverlapRule
+from latentvid.film.finish import discard, finish
+from latentvid.film.folder import SEGMENT_SUFFIXES, RunFolder, run_path
+from latentvid.film.make import FilmReport, Maker, OnProgress, PlainShots, Shots, resumable, sampling_of
+from latentvid.film.prompts import PromptSchedule
+from latentvid.film.settings import FilmSettings, Place, RunRecord, as_rate
+from latentvid.pipeline import LatentVideoPipeline, validate_rule
+from latentvid.video.encoders import choose_codec
+
+
+def generate_film(
+    pipeline: LatentVideoPipeline,
+    prompt: str,
+    out: str | Path,
+    *,
+    num_frames: int | None = None,
+    seed: int = 0,
+    negative_prompt: str = "",
+    prompts: PromptSchedule | None = None,
+    num_inference_steps: int = 20,
+    guidance_scale: float = 3.0,
+    guidance_rescale: float = 0.0,
+    solver: str = "dpmpp_2m",
+    rule: OverlapRule | Mapping[str, Any] | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    crf: float = 18,
+    contact_sheet: str | Path | None = None,
+    overwrite: bool = False,
+    keep_run: bool = True,
+    model: str | Path | None = None,
+    runtime: Runtime | None = None,
+    on_progress: OnProgress | None = None,
+) -> FilmReport:
+    """Make a film of any length in constant memory. Its first frames do not depend on its length.
+
+    Beside OUT.mp4 a folder OUT.run grows, from which `resume_film` goes on after a kill at any moment and ends with
+    the same bytes.
+
+    Args:
+        pipeline: the model.
+        prompt: what to show.
+        out: `.mp4`, `.m4v`, `.mov` or `.mkv`; `.gif`; `.png`, `.jpg` or `.webp` for a single frame.
+        num_frames: one window by default.
+        prompts: other prompts on the way, instead of `prompt`.
+        crf: H.264 quality, 0 (best) .. 51.
+        contact_sheet: PNG of evenly spaced frames.
+        overwrite: replace an older film and its run folder.
+        keep_run: leave the run folder there when the film is finished.
+        model: folder that the pipeline was loaded from, for resuming.
+        runtime: what it was loaded with.
+        on_progress: hears of every denoiser call.
+
+    Raises:
+        UsageError: an output that exists or cannot be written, or settings that cannot be.
+        ResourceError: disk or device gave out; the run can be resumed.
+    """
+    out = Path(out)
+    settings = film_settings(
+        pipeline,
+        out,
+        prompt=prompt,
+        num_frames=num_frames or pipeline.config.num_frames,
+        seed=seed,
+        negative_prompt=negative_prompt,
+        prompts=prompts,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        guidance_rescale=guidance_rescale,
+        solver=solver,
+        rule=validate_rule(rule if rule is not None else pipeline.config.overlap_rule),
+        height=height or pipeline.default_size[0],
+        width=width or pipeline.default_size[1],
+        crf=crf,
+        contact_sheet=contact_sheet,
+        overwrite=overwrite,
+        keep_run=keep_run,
+        model=model,
+        runtime=runtime,
+    )
+    run = new_run(pipeline, settings, run_path(out))
+    with run.locked():
+        return complete(run, pipeline, plain_shots(run), on_progress=on_progress)
+
+
+def film_settings(
+    pipeline: LatentVideoPipeline,
+    out: Path,
+    *,
+    model: str | Path | None,
+    runtime: Runtime | None,
+    contact_sheet: str | Path | None,
+    overwrite: bool,
+    **given: Any,
+) -> FilmSettings:
+    """Check the outputs, and return the settings of a new film.
+
+    Raises:
+        UsageError: an output exists or cannot be written.
+    """
+    check_output(out, overwrite=overwrite)
+    if choose_codec(out, None) == "still" and given["num_frames"] > 1:
+        raise UsageError(f"{out}: a {out.suffix} file holds one picture; name a video file, or ask for 1 frame.")
+    if contact_sheet is not None:
+        check_output(contact_sheet, overwrite=overwrite)
+    fps = str(as_rate(pipeline.config.fps))
+    return FilmSettings(
+        film=out.name,
+        contact_sheet=str(Path(contact_sheet).resolve()) if contact_sheet is not None else None,
+        overwrite=overwrite,
+        model=str(Path(model).resolve()) if model is not None else None,
+        place=_place(runtime, pipeline),
+        **{"fps": fps, "model_fps": fps, **given},
+    )
+
+
+def new_run(pipeline: LatentVideoPipeline, settings: FilmSettings, path: Path, *, given: int = 0) -> RunFolder:
+    """Make the run folder of a new film."""
+    plan = pipeline.plan(settings.num_frames, sampling_of(pipeline, settings), given=given)
+    record = RunRecord(
+        settings=settings,
+        plan=asdict(plan),
+        num_windows=plan.num_windows,
+        weights=weights_of(pipeline),
+        versions=_versions(),
+    )
+    return RunFolder.create(path, record, overwrite=settings.overwrite)
+
+
+def resume_film(
+    run: str | Path, *, pipeline: LatentVideoPipeline | None = None, on_progress: OnProgress | None = None
+) -> FilmReport:
+    """Go on where a run stopped; the film becomes the one that the run was begun for, byte for byte.
+
+    Args:
+        run: the folder, or the film that it makes.
+        pipeline: the model, if it was not loaded from a folder.
+
+    Raises:
+        InputError: no run folder.
+        CheckpointError: the run or the model is damaged or was changed.
+    """
+    from latentvid.film.extend import prepare_clip
+
+    folder = RunFolder.open(run)
+    with folder.locked():
+        folder.sweep()
+        pipeline = pipeline or load_pipeline(folder.settings)
+        check_model(folder, pipeline)
+        done = folder.num_complete()
+        folder.verify(done)
+        if folder.settings.clip is not None and not done:
+            prepare_clip(folder, pipeline)
+        return complete(folder, pipeline, shots_of(folder), first=done, on_progress=on_progress)
+
+
+def complete(
+    run: RunFolder,
+    pipeline: LatentVideoPipeline,
+    shots: Shots,
+    *,
+    first: int = 0,
+    on_progress: OnProgress | None = None,
+) -> FilmReport:
+    """Make the windows from `first` on, and the film of all."""
+    start = time.perf_counter()
+    Maker(pipeline, run, shots, on_progress).make(first)
+    drift, notes = finish_run(run)
+    if not run.settings.keep_run:
+        discard(run)
+    return report_of(run, shots, start=start, first=first, drift=drift, notes=notes)
+
+
+def report_of(
+    run: RunFolder, shots: Shots, *, start: float, first: int, drift: dict[str, float], notes: list[str]
+) -> FilmReport:
+    """Return what was made since `start` on the performance counter."""
+    settings, (height, width) = run.settings, shots.size
+    return FilmReport(
+        out=str(run.film),
+        run=str(run.path) if settings.keep_run else None,
+        num_frames=run.record.film.num_frames if run.record.film else 0,
+        num_windows=run.record.num_windows,
+        fps=float(Fraction(settings.fps)),
+        width=width,
+        height=height,
+        seed=settings.seed,
+        prompt=settings.prompt,
+        seconds=round(time.perf_counter() - start, 3),
+        resumed_at=first,
+        drift=drift,
+        notes=notes,
+    )
+
+
+def shots_of(run: RunFolder) -> Shots:
+    """Return how a run's frames get into its film."""
+    if run.settings.clip is None:
+        return plain_shots(run)
+    from latentvid.film.extend import clip_shots
+
+    return clip_shots(run)
+
+
+def plain_shots(run: RunFolder) -> PlainShots:
+    return PlainShots(run.settings, keeps_bits=run.film.suffix.lower() not in SEGMENT_SUFFIXES)
+
+
+def load_pipeline(settings: FilmSettings) -> LatentVideoPipeline:
+    """Load the model of a run, on the device and in the dtype that it was begun with.
+
+    Raises:
+        CheckpointError: the run does not know its model's folder, or it is gone.
+        ResourceError: the device is not there.
+    """
+    if settings.model is None:
+        raise CheckpointError("this run's model was made in memory; pass the pipeline to go on with it.")
+    place = settings.place
+    runtime = resolve_runtime(place.device, place.dtype, place.attention, place.compile, place.threads)
+    return LatentVideoPipeline.from_pretrained(settings.model, runtime=runtime)
+
+
+def check_model(run: RunFolder, pipeline: LatentVideoPipeline) -> None:
+    """Refuse another model than the run's own; warn of other versions.
+
+    Raises:
+        CheckpointError: weights differ.
+    """
+    found = weights_of(pipeline)
+    different = sorted(name for name, expected in run.record.weights.items() if found.get(name) != expected)
+    if different:
+        raise CheckpointError(
+            f"{run.path}: the model's {', '.join(different)} changed since the run was begun; the rest of the film "
+            "would be another one. Put the old weights back, or start anew with --overwrite."
+        )
+    versions = _versions()
+    changed = [
+        f"{name} {old} is now {versions.get(name)}"
+        for name, old in run.record.versions.items()
+        if versions.get(name) != old
+    ]
+    if changed:
+        warnings.warn(f"{'; '.join(changed)}: the rest of the film may differ in its last bits.", stacklevel=2)
+
+
+def weights_of(pipeline: LatentVideoPipeline) -> dict[str, str]:
+    """Return hashes of all that a film's pixels depend on in the model."""
+    prior = {k: v for k, v in dict(pipeline.noise_prior.config).items() if not k.startswith("_")}
+    scheduler = {k: v for k, v in dict(pipeline.scheduler.config).items() if not k.startswith("_")}
+    return {
+        "unet": hash_weights(pipeline.unet.state_dict()),
+        "vae": hash_weights(pipeline.autoencoder.state_dict()),
+        "text_encoder": hash_weights(pipeline.text_encoder.state_dict()),
+        "noise_prior": f"{type(pipeline.noise_prior).__name__} {sorted(prior.items())}",
+        "scheduler": f"{type(pipeline.scheduler).__name__} {sorted(scheduler.items(), key=lambda kv: kv[0])}",
+    }
+
+
+def finish_run(run: RunFolder) -> tuple[dict[str, float], list[str]]:
+    """Join a run's film; return the drift's summary and what the user should know."""
+    with resumable(run.path):
+        if run.settings.clip is None:
+            return finish(run), []
+        from latentvid.film.extend import finish_extension
+
+        return finish_extension(run)
+
+
+def _place(runtime: Runtime | None, pipeline: LatentVideoPipeline) -> Place:
+    if runtime is None:
+        dtype = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[pipeline.unet.dtype]
+        return Place(device=str(pipeline.unet.device), dtype=dtype, threads=torch.get_num_threads())
+    about = runtime.describe()
+    return Place(**{name: about[name] for name in ("device", "dtype", "attention", "compile", "threads")})
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "latentvid": __version__,
+        "torch": str(torch.__version__),
+        "diffusers": diffusers.__version__,
+        "python": platform.python_version(),
+    }

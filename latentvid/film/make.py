@@ -1,0 +1,321 @@
+"""The making of a film: windows sampled, decoded, measured, encoded and committed, one after another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from latentvid.autoencoders.latent_file import LatentWriter, describe
+from latentvid.core.errors import ResourceError
+from latentvid.core.levels import Level
+from latentvid.core.rng import Rng
+from latentvid.denoisers.denoise import unet_denoiser
+from latentvid.extension.plan import FilmPlan, Window
+from latentvid.extension.rollout import MadeWindow, make_window
+from latentvid.extension.rules import Setting
+from latentvid.film.folder import Carry, RunFolder, load_carry, save_carry, settle
+from latentvid.film.prompts import cross_fade
+from latentvid.film.settings import FilmSettings, WindowRecord
+from latentvid.metrics.drift import Drift
+from latentvid.pipeline import LatentVideoPipeline, Sampling
+from latentvid.sampling.solver import Denoise
+from latentvid.temporal.context import StreamState
+from latentvid.video.writer import VideoWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a film is."""
+
+    window: int
+    """The window being made, from 0."""
+    num_windows: int
+    call: int
+    """Denoiser calls done in it."""
+    num_calls: int
+    """Denoiser calls that a window takes."""
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass
+class FilmReport:
+    """What was made, JSON-able by `to_dict`."""
+
+    out: str
+    run: str | None
+    """None where the run folder was not kept."""
+    num_frames: int
+    """Frames that were made."""
+    num_windows: int
+    fps: float
+    width: int
+    height: int
+    seed: int
+    prompt: str
+    seconds: float
+    """Wall time of this process."""
+    resumed_at: int = 0
+    """Windows that an earlier process had made."""
+    drift: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What the user should know of how it was made, a sentence each."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Shots(Protocol):
+    """What becomes of the frames of a window on their way into the film's file."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the film's pictures."""
+        ...
+
+    def __call__(self, window: Window, frames: Tensor) -> Tensor:
+        """Turn the window's new frames [t 3 h w] in [-1, 1] into those that the film shows, possibly none."""
+        ...
+
+    def encoding(self) -> dict[str, Any]:
+        """Return arguments of `VideoWriter` for the segments."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlainShots:
+    """Frames are shown as they were made."""
+
+    settings: FilmSettings
+    keeps_bits: bool = False
+    """For files that are not joined from packets: segments are then only stores."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.settings.height, self.settings.width
+
+    def __call__(self, window: Window, frames: Tensor) -> Tensor:
+        return frames
+
+    def encoding(self) -> dict[str, Any]:
+        return {"codec": "ffv1"} if self.keeps_bits else {"codec": "h264", "crf": self.settings.crf}
+
+
+class Conditions:
+    """Text for every window, and the settings that windows are sampled with."""
+
+    def __init__(
+        self,
+        pipeline: LatentVideoPipeline,
+        sampling: Sampling,
+        settings: FilmSettings,
+        *,
+        on_call: Callable[[], None] | None = None,
+    ) -> None:
+        self.pipeline, self.sampling, self.settings = pipeline, sampling, settings
+        self.on_call = on_call
+        self._texts: dict[str, Tensor] = {}
+        guided = sampling.guidance_scale != 1
+        self._null = pipeline.prompt_embeddings([settings.negative_prompt]) if guided else None
+
+    def setting(self, before: str, prompt: str, *, rng: Rng, guidance_scale: float | None = None) -> Setting:
+        """Return what a window that leads from one prompt to another is sampled with."""
+        pipeline, sampling = self.pipeline, self.sampling
+        text, null = self._embed(prompt), self._null
+        if before != prompt:
+            text = cross_fade(self._embed(before), text, sampling.latent.frames)
+            null = None if null is None else null[:, None].expand(-1, sampling.latent.frames, -1, -1)
+        scale = sampling.guidance_scale if guidance_scale is None else guidance_scale
+        denoise = unet_denoiser(
+            pipeline.unet,
+            pipeline.schedule,
+            text,
+            null_text=null,
+            guidance_scale=scale,
+            guidance_rescale=sampling.guidance_rescale,
+        )
+        return Setting(
+            self._counted(denoise),
+            pipeline.noise_prior,
+            pipeline.schedule,
+            pipeline.schedule.levels(sampling.num_steps),
+            rng,
+            sampling.latent,
+            pipeline.unet.device,
+        )
+
+    def _embed(self, prompt: str) -> Tensor:
+        if prompt not in self._texts:
+            if len(self._texts) > 1:  # a fade needs two; a film of many scenes must not keep them all
+                self._texts.pop(next(iter(self._texts)))
+            self._texts[prompt] = self.pipeline.prompt_embeddings([prompt])
+        return self._texts[prompt]
+
+    def _counted(self, denoise: Denoise) -> Denoise:
+        def denoise_and_count(x: Tensor, level: Level) -> Tensor:
+            clean = denoise(x, level)
+            if self.on_call is not None:
+                self.on_call()
+            return clean
+
+        return denoise_and_count
+
+
+class Maker:
+    """Makes the windows of one film, each from the carry of the one before.
+
+    Args:
+        pipeline: the model.
+        run: where everything goes.
+        shots: how frames get into the film.
+        on_progress: hears of every denoiser call.
+    """
+
+    def __init__(
+        self, pipeline: LatentVideoPipeline, run: RunFolder, shots: Shots, on_progress: OnProgress | None = None
+    ) -> None:
+        settings = run.settings
+        self.pipeline, self.run, self.shots, self.on_progress = pipeline, run, shots, on_progress
+        self.plan = FilmPlan(**run.record.plan)  # type: ignore[arg-type]
+        self.sampling = sampling_of(pipeline, settings)
+        self.conditions = Conditions(pipeline, self.sampling, settings, on_call=lambda: self._tell(self._calls + 1))
+        self.num_calls = self.sampling.solver.calls_per_step * (self.sampling.num_steps - 1) + 1
+        self._window, self._calls = 0, 0
+        self._meta = describe(
+            pipeline.autoencoder,
+            height=settings.height,
+            width=settings.width,
+            fps=Fraction(settings.model_fps),
+            time_base=1 / Fraction(settings.model_fps),
+        )
+
+    @torch.no_grad()
+    def make(self, first: int, carry: Carry | None = None) -> None:
+        """Make the windows from `first` on.
+
+        Raises:
+            ResourceError: disk or device gave out; what is finished stays and can be resumed.
+        """
+        if first == len(self.plan):
+            return
+        with resumable(self.run.path):
+            if carry is None and (first or self.run.carry(0).is_file()):
+                carry = load_carry(self.run.carry(first), self.pipeline.unet.device)
+            carry = settle(carry or Carry())
+            for index in range(first, len(self.plan)):
+                carry = self._make(self.plan[index], carry)
+
+    def _make(self, window: Window, carry: Carry) -> Carry:
+        start = time.perf_counter()
+        self.begin(window)
+        before, prompt = self.run.settings.prompts_of(self.plan, window.index)
+        setting = self.conditions.setting(before, prompt, rng=self.sampling.rng)
+        made = make_window(window, self.sampling.rule, self.sampling.solver, setting, carry.tail)
+        state = carry.decoder or StreamState()
+        frames = self.pipeline.decode_window(made, 0, state).cpu()
+        after = settle(Carry(made.tail, state.detach(), frames[-1].clone()))
+        num_shown = self.write(window, made, frames)
+        save_carry(self.run.carry(window.index + 1), after)
+        self.run.commit(
+            WindowRecord(
+                index=window.index,
+                first_frame=window.new_from,
+                num_new=window.num_new,
+                num_shown=num_shown,
+                prompt=prompt,
+                seed=self.sampling.rng.seeds[0],
+                sha256=self.run.hashes(*self.files(window.index, num_shown), self.run.carry(window.index + 1)),
+                curves=self._curves(window, frames, carry.last_frame),
+                seconds=round(time.perf_counter() - start, 3),
+            )
+        )
+        return after
+
+    def begin(self, window: Window) -> None:
+        """Tell that a window is begun."""
+        self._window = window.index
+        self._tell(0)
+
+    def write(self, window: Window, made: MadeWindow, frames: Tensor, *, into: RunFolder | None = None) -> int:
+        """Write a window's latents and its segment; return how many frames the film shows of it.
+
+        Args:
+            into: another folder than the run's own.
+        """
+        run = into or self.run
+        times = [(window.new_from - self.plan.given + k) / self._meta.fps for k in range(window.num_new)]
+        with LatentWriter(run.latents(window.index), self._meta, overwrite=True) as latents:
+            latents.write(made.latents[0, :, : window.num_new], times)
+        shown = self.shots(window, frames)
+        if len(shown):
+            height, width = self.shots.size
+            fps = Fraction(self.run.settings.fps)
+            target = run.segment(window.index)
+            more = self.shots.encoding()
+            with VideoWriter(target, fps=fps, width=width, height=height, overwrite=True, **more) as writer:
+                writer.write(shown)
+        return len(shown)
+
+    def _curves(self, window: Window, frames: Tensor, before: Tensor | None) -> dict[str, list[float]]:
+        """Measure a window; the last frame of a clip that is continued counts as the film's first, to show the join."""
+        if window.index == 0 and before is not None:
+            return measure(torch.cat([before[None], frames]), None)
+        return measure(frames, before)
+
+    def files(self, index: int, num_shown: int) -> list[Path]:
+        segment = [self.run.segment(index)] if num_shown else []
+        return [self.run.latents(index), *segment]
+
+    def _tell(self, calls: int) -> None:
+        self._calls = calls
+        if self.on_progress is not None:
+            self.on_progress(Progress(self._window, len(self.plan), calls, self.num_calls))
+
+
+def sampling_of(pipeline: LatentVideoPipeline, settings: FilmSettings) -> Sampling:
+    """Return how a film's windows are sampled."""
+    return pipeline.sampling(
+        seeds=settings.seed,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        guidance_rescale=settings.guidance_rescale,
+        solver=settings.solver,
+        rule=settings.rule,
+        height=settings.height,
+        width=settings.width,
+    )
+
+
+def measure(frames: Tensor, before: Tensor | None) -> dict[str, list[float]]:
+    """Return the drift curves of frames [t 3 h w] in [-1, 1]; `before` [3 h w] is the frame in front of them."""
+    drift = Drift()
+    drift.update(frames if before is None else torch.cat([before[None], frames]))
+    skip = 0 if before is None else 1
+    return {name: values[0 if name == "motion" else skip :] for name, values in drift.clips[0].curves.items()}
+
+
+@contextmanager
+def resumable(run: Path) -> Iterator[None]:
+    """Tell, where disk, memory or device give out, how the run goes on.
+
+    Raises:
+        ResourceError: as above.
+    """
+    try:
+        yield
+    except ResourceError as error:
+        raise ResourceError(f"{error} What is finished is kept: `latentvid resume {run}` goes on.") from error
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "CUDA" not in str(error):
+            raise
+        what = str(error).strip().splitlines()[0]
+        raise ResourceError(f"the device gave out ({what}); `latentvid resume {run}` goes on.") from error

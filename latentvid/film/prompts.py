@@ -1,0 +1,94 @@
+"""Prompts along a film: which words each frame range shows, and how one scene becomes the next."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import field_validator
+from torch import Tensor
+
+from latentvid.core.config import StrictModel, load_config
+from latentvid.extension.plan import Window
+
+Transition = Literal["fade", "cut"]
+_RANGE = re.compile(r"(\d+)(?:-(\d*))?")
+
+
+class PromptSchedule(StrictModel):
+    """Frame ranges and their prompts, as `--prompts FILE` gives them.
+
+    A window takes the prompt that holds at its first new frame. Where that changes, "fade" leads from the old
+    words to the new ones over the frames of that one window; "cut" takes the new ones at once.
+
+    >>> schedule = PromptSchedule(prompts={"0-63": "calm", "64-": "storm"})
+    >>> schedule.at(10), schedule.at(64)
+    ('calm', 'storm')
+    """
+
+    prompts: dict[str, str]
+    """"0-63", "64-" (to the end) or "64" (the same) -> prompt; in order, from frame 0 on."""
+    transition: Transition = "fade"
+
+    @field_validator("prompts")
+    @classmethod
+    def _in_order(cls, prompts: dict[str, str]) -> dict[str, str]:
+        if not prompts:
+            raise ValueError("at least one frame range is needed")
+        end: int | None = -1
+        last = -1
+        for words in prompts:
+            start, stop = _bounds(words)
+            if start <= last or (end is not None and start != end + 1):
+                expected = f"at frame {end + 1}" if end is not None else f"after frame {last}"
+                raise ValueError(f"range {words!r} should begin {expected}")
+            last, end = start, stop
+        return prompts
+
+    def at(self, frame: int) -> str:
+        """Return the prompt of a frame; the last one holds beyond its range."""
+        prompt = ""
+        for words, text in self.prompts.items():
+            if _bounds(words)[0] <= frame:
+                prompt = text
+        return prompt
+
+    def around(self, window: Window, *, before: Window | None = None, given: int = 0) -> tuple[str, str]:
+        """Return the prompts that a window comes from and goes to; equal where nothing changes.
+
+        Args:
+            before: the window in front of it.
+            given: frames that exist before the film's first; ranges do not count them.
+        """
+        here = self.at(window.new_from - given)
+        if before is None or self.transition == "cut":
+            return here, here
+        return self.at(before.new_from - given), here
+
+
+def read_prompts(path: str | Path) -> PromptSchedule:
+    """Read `--prompts FILE`.
+
+    Raises:
+        UsageError: it cannot be read, or its ranges do not follow each other.
+    """
+    return load_config(path, PromptSchedule)
+
+
+def cross_fade(before: Tensor, after: Tensor, num_frames: int) -> Tensor:
+    """Lead from one embedding [b l d] to another over a window: [b t l d], the last frame all `after`."""
+    weights = torch.linspace(0, 1, num_frames + 1, device=after.device)[1:].to(after).view(1, -1, 1, 1)
+    return torch.lerp(before[:, None], after[:, None], weights)
+
+
+def _bounds(words: str) -> tuple[int, int | None]:
+    """Return first and last frame of a range; None for an open end."""
+    match = _RANGE.fullmatch(words.strip())
+    if match is None:
+        raise ValueError(f"{words!r} is no frame range; write 0-63, 64- or 64")
+    start, stop = int(match[1]), int(match[2]) if match[2] else None
+    if stop is not None and stop < start:
+        raise ValueError(f"range {words!r} ends before it begins")
+    return start, stop

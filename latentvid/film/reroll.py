@@ -1,0 +1,228 @@
+"""One window of a finished film made again, held to both its neighbours; all other segments keep every byte.
+
+Networks trained with a noise level per frame are shown the neighbouring frames clean ("Diffusion Forcing", arXiv
+2407.01392); others are brought back to them at every step, noised to its level, as in RePaint (arXiv 2201.09865).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from latentvid.autoencoders.latent_file import LatentFile
+from latentvid.core.errors import CheckpointError, UsageError
+from latentvid.core.rng import Rng
+from latentvid.extension.plan import Window
+from latentvid.extension.rollout import MadeWindow
+from latentvid.extension.rules import ContextRule, Setting, Tail
+from latentvid.film.folder import RunFolder
+from latentvid.film.generate import check_model, finish_run, load_pipeline, report_of, shots_of
+from latentvid.film.make import FilmReport, Maker, OnProgress, measure, resumable
+from latentvid.film.settings import Reroll, WindowRecord
+from latentvid.pipeline import LatentVideoPipeline, Sampling
+from latentvid.sampling.context import with_clean_context
+from latentvid.sampling.solver import OnStep
+from latentvid.temporal.context import StreamState
+from latentvid.temporal.convolution import KERNEL, TemporalConvolution
+
+PRIMING_CHUNK = 16
+
+
+def reroll_window(
+    run: str | Path,
+    index: int,
+    *,
+    seed: int | None = None,
+    prompt: str | None = None,
+    pipeline: LatentVideoPipeline | None = None,
+    on_progress: OnProgress | None = None,
+) -> FilmReport:
+    """Make window `index` of a finished film again, and the film of all.
+
+    The frames that the next window went on from stay, so the window's other frames are made between two anchors.
+
+    Args:
+        run: the run folder, or its film.
+        index: the window, from 0.
+        seed: of its noise; by default another one each time.
+        prompt: by default the window's own.
+        pipeline: the model, if it was not loaded from a folder.
+
+    Raises:
+        UsageError: no such window, or none of its frames is free.
+        CheckpointError: the run is unfinished or damaged, or the model was changed.
+    """
+    start = time.perf_counter()
+    folder = RunFolder.open(run)
+    with folder.locked():
+        folder.sweep()
+        if folder.record.film is None:
+            raise CheckpointError(f"{folder.path}: unfinished; first `latentvid resume {folder.path}`.")
+        if not 0 <= index < folder.record.num_windows:
+            raise UsageError(f"window {index} does not exist; the film has 0 to {folder.record.num_windows - 1}.")
+        pipeline = pipeline or load_pipeline(folder.settings)
+        check_model(folder, pipeline)
+        folder.verify(folder.record.num_windows)
+        shots = shots_of(folder)
+        maker = Maker(pipeline, folder, shots, on_progress)
+        again = _Again(maker, index, seed, prompt)
+        with torch.no_grad(), resumable(folder.path):
+            again.make()
+        drift, notes = finish_run(folder)
+        return report_of(folder, shots, start=start, first=index, drift=drift, notes=notes)
+
+
+class _Again:
+    """The making of one window between its neighbours."""
+
+    def __init__(self, maker: Maker, index: int, seed: int | None, prompt: str | None) -> None:
+        self.maker, self.run, self.pipeline = maker, maker.run, maker.pipeline
+        self.window = maker.plan[index]
+        self.old = self.run.window(index)
+        count = sum(reroll.window == index for reroll in self.run.record.rerolls)
+        own_seed = Rng(self.run.settings.seed).seed_of(f"reroll/{index}/{count}") % 2**31
+        self.seed = own_seed if seed is None else seed
+        self.prompt = self.old.prompt if prompt is None else prompt
+
+    def make(self) -> None:
+        started = time.perf_counter()
+        window, sampling = self.window, self.maker.sampling
+        anchors, places = self.anchors(sampling)
+        conditions = self.maker.conditions
+        before = conditions.settings.prompts_of(self.maker.plan, window.index)[0]
+        if self.prompt != self.old.prompt or before == self.old.prompt:
+            before = self.prompt
+        self.maker.begin(window)
+        setting = conditions.setting(before, self.prompt, rng=Rng(self.seed))
+        clean = sample_between(setting, sampling, window, anchors, places)
+        new = clean[:, :, window.new_from - window.start :]
+        state = self.prime()
+        made = MadeWindow(window, new, Tail(new))
+        frames = self.pipeline.decode_window(made, 0, state).cpu()
+        with self.run.staging() as staged:
+            num_shown = self.maker.write(window, made, frames, into=staged)
+            files = [staged.latents(window.index), *([staged.segment(window.index)] if num_shown else [])]
+            carried = {name: digest for name, digest in self.old.sha256.items() if name.startswith("carry/")}
+            staged.put(
+                WindowRecord(
+                    index=window.index,
+                    first_frame=self.old.first_frame,
+                    num_new=self.old.num_new,
+                    num_shown=num_shown,
+                    prompt=self.prompt,
+                    seed=self.seed,
+                    sha256={**staged.hashes(*files), **carried},
+                    curves=self._curves(frames),
+                    seconds=round(time.perf_counter() - started, 3),
+                )
+            )
+        self.run.record.rerolls.append(Reroll(window=window.index, seed=self.seed, prompt=self.prompt))
+        self.run.save()
+
+    def _curves(self, frames: Tensor) -> dict[str, list[float]]:
+        """Measure the new frames; what lies in front of them is as it was."""
+        new, old = measure(frames, None), self.old.curves
+        follows_clip = self.window.index == 0 and self.run.settings.clip is not None
+        kept = old if follows_clip else ["motion"] if self.window.index else []
+        return {name: [*(old[name][:1] if name in kept else []), *values] for name, values in new.items()}
+
+    def anchors(self, sampling: Sampling) -> tuple[Tensor, list[int]]:
+        """Return the frames of the window that stay, [1 c p h w], and their places in it."""
+        window, overlap = self.window, sampling.rule.overlap
+        stay = range(window.new_from - window.start)
+        if sampling.rule.append_overlap and window.index:
+            stay = range(overlap)  # a mirrored join shows them twice
+        places = list(stay)
+        if window.index + 1 < len(self.maker.plan):
+            places += range(window.stop - window.start - overlap, window.stop - window.start)
+        num_free = window.keep_until - window.start - len(places)
+        if num_free < 1 or len(set(places)) < len(places):
+            raise UsageError(
+                f"window {window.index} shares all its frames with its neighbours; windows of more than "
+                f"{2 * overlap} frames can be made again."
+            )
+        frames = [self.frame(window.start + place) for place in places]
+        device = self.pipeline.unet.device
+        if not frames:
+            latent = sampling.latent.with_frames(0)
+            return torch.zeros(latent.dims, device=device), []
+        return torch.stack(frames, dim=1)[None].to(device), places
+
+    def frame(self, number: int) -> Tensor:
+        """Return the latents of one frame of the film, [c h w]; numbers count as the plan's."""
+        plan = self.maker.plan
+        if number < plan.given:
+            return self._clip_latents[:, number - plan.given]
+        for index in range(max(0, (number - plan.given) // plan.window), len(plan)):
+            window = plan[index]
+            if window.new_from <= number < window.keep_until:
+                at = number - window.new_from
+                return LatentFile(self.run.latents(index)).read(at, at + 1)[:, 0]
+        raise UsageError(f"frame {number} is not in the film.")
+
+    @cached_property
+    def _clip_latents(self) -> Tensor:
+        from latentvid.film.extend import clip_tail
+
+        return clip_tail(self.pipeline, self.maker.sampling, self.run.settings)[1].cpu()
+
+    def prime(self) -> StreamState:
+        """Return where decoding stands in front of the window's first new frame."""
+        state = StreamState()
+        reach = sum(
+            (KERNEL - 1) * len(module.convs)
+            for module in self.pipeline.autoencoder.modules()
+            if isinstance(module, TemporalConvolution)
+        )
+        first = max(0, self.window.new_from - reach - 1)
+        for chunk in self._chunks(first, self.window.new_from):
+            for _ in self.pipeline.autoencoder.decode([chunk], state=state):
+                pass
+        return state
+
+    def _chunks(self, start: int, stop: int) -> Iterator[Tensor]:
+        for at in range(start, stop, PRIMING_CHUNK):
+            frames = [self.frame(number) for number in range(at, min(stop, at + PRIMING_CHUNK))]
+            yield torch.stack(frames, dim=1).to(self.pipeline.unet.device)
+
+
+def sample_between(setting: Setting, sampling: Sampling, window: Window, anchors: Tensor, places: list[int]) -> Tensor:
+    """Sample a window some of whose frames are given; return its clean latents [1 c t h w].
+
+    Args:
+        anchors: the given frames, [1 c p h w].
+        places: where in the window they stand.
+    """
+    noise = setting.prior.sample(setting.shape, rng=setting.rng, first_frame=window.start).to(setting.device)
+    denoise, on_step = setting.denoise, None
+    if places and isinstance(sampling.rule, ContextRule):
+        denoise = with_clean_context(denoise, anchors, places=places)
+    elif places:
+        on_step = _held(setting, noise, anchors, places)
+
+    def renoise(step: int) -> Tensor:
+        rng = setting.rng.child(f"step/{step}")
+        return setting.prior.sample(setting.shape, rng=rng, first_frame=window.start).to(setting.device)
+
+    clean = sampling.solver(denoise, noise, setting.levels, renoise=renoise, on_step=on_step)
+    if places:
+        clean = clean.index_copy(2, torch.tensor(places, device=clean.device), anchors.to(clean))
+    return clean
+
+
+def _held(setting: Setting, noise: Tensor, anchors: Tensor, places: list[int]) -> OnStep:
+    """Return a hook that puts the given frames, noised to the step's level, back into the state."""
+    at = torch.tensor(places, device=noise.device)
+    eps = noise.index_select(2, at)
+
+    def hold(step: int, x: Tensor) -> Tensor:
+        level = setting.levels[step]
+        alpha, sigma = level.like(x)
+        return x.index_copy(2, at, (alpha * anchors + sigma * eps).to(x))
+
+    return hold

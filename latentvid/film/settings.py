@@ -1,0 +1,149 @@
+"""What a run folder remembers: everything that a film's bytes depend on, as strict data."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Literal
+
+from pydantic import Field
+
+from latentvid.core.config import StrictModel
+from latentvid.extension.plan import FilmPlan
+from latentvid.extension.rules import RuleConfig
+from latentvid.film.prompts import PromptSchedule
+
+SourceFrames = Literal["auto", "copy", "lossless", "reencode"]
+
+
+class Place(StrictModel):
+    """Where and how a film is computed; the rest of it must be computed the same way."""
+
+    device: str = "cpu"
+    dtype: str = "fp32"
+    attention: str = "sdpa"
+    compile: bool = False
+    threads: int = 1
+
+
+class ClipSettings(StrictModel):
+    """A user's clip that a film continues."""
+
+    path: str
+    sha256: str
+    width: int = Field(ge=1)
+    """As shown, after rotation."""
+    height: int = Field(ge=1)
+    fps: str
+    """Of the file, as a fraction."""
+    num_frames: int = Field(ge=1)
+    num_added: int = Field(ge=1)
+    """Frames to add, at the file's own rate."""
+    is_retimed: bool
+    """Whether the model's rate is another one, so that new frames are repeated or left out to fit the file's."""
+    source_frames: SourceFrames = "auto"
+    """How its frames were asked to get into the film."""
+    how: Literal["copy", "lossless", "reencode"] | None = None
+    """How they do: packets copied, every bit encoded anew, or encoded anew at `crf`; None until it was tried."""
+
+
+class FilmSettings(StrictModel):
+    """All that a film follows from, besides the model's weights."""
+
+    kind: Literal["generate", "extend"] = "generate"
+    film: str
+    """File name of the film, which lies beside the run folder."""
+    prompt: str = ""
+    negative_prompt: str = ""
+    prompts: PromptSchedule | None = None
+    seed: int = 0
+    num_frames: int = Field(ge=1)
+    """Frames to make, at the model's own rate."""
+    num_inference_steps: int = Field(ge=1)
+    guidance_scale: float
+    guidance_rescale: float = 0.0
+    solver: str = "dpmpp_2m"
+    rule: RuleConfig
+    height: int
+    width: int
+    """Pixels that the model makes."""
+    fps: str
+    """Of the film's file, as a fraction."""
+    model_fps: str
+    crf: float = Field(18.0, ge=0, le=51)
+    contact_sheet: str | None = None
+    overwrite: bool = False
+    keep_run: bool = True
+    model: str | None = None
+    """Folder of the model; None where the pipeline was made in memory."""
+    place: Place = Place()
+    clip: ClipSettings | None = None
+
+    def prompts_of(self, plan: FilmPlan, index: int) -> tuple[str, str]:
+        """Return the prompts that a window comes from and goes to."""
+        if self.prompts is None:
+            return self.prompt, self.prompt
+        return self.prompts.around(plan[index], before=plan[index - 1] if index else None, given=plan.given)
+
+
+class FilmFacts(StrictModel):
+    """The finished film."""
+
+    sha256: str
+    num_frames: int
+
+
+class Reroll(StrictModel):
+    """A window that was made again."""
+
+    window: int = Field(ge=0)
+    seed: int
+    prompt: str
+
+
+class RunRecord(StrictModel):
+    """`run.json`."""
+
+    type: Literal["run"] = "run"
+    format: Literal[1] = 1
+    settings: FilmSettings
+    plan: dict[str, int | bool]
+    """The arguments of `FilmPlan`."""
+    num_windows: int
+    weights: dict[str, str]
+    """Component -> hash of what it computes with."""
+    versions: dict[str, str]
+    film: FilmFacts | None = None
+    rerolls: list[Reroll] = []
+
+
+class WindowRecord(StrictModel):
+    """`windows/NNNNNN.json`: written last, it makes a window complete."""
+
+    index: int = Field(ge=0)
+    first_frame: int
+    """In the film as the model counts it, a given clip's overlap included."""
+    num_new: int
+    num_shown: int
+    """Frames of the segment: others than `num_new` where a clip of another rate is continued."""
+    prompt: str
+    seed: int
+    sha256: dict[str, str]
+    """File name in the run folder -> hash."""
+    curves: dict[str, list[float]]
+    """Drift, a value per frame."""
+    seconds: float
+
+
+def as_rate(fps: Fraction | float) -> Fraction:
+    """Return a frame rate as a fraction; floats near broadcast rates become those.
+
+    >>> as_rate(29.97), as_rate(12.5)
+    (Fraction(30000, 1001), Fraction(25, 2))
+    """
+    if isinstance(fps, Fraction):
+        return fps
+    exact = Fraction(fps).limit_denominator(1000)
+    for nominal in (24, 30, 48, 60, 120):
+        if abs(fps - nominal / 1.001) < 0.004:
+            return Fraction(nominal * 1000, 1001)
+    return exact
