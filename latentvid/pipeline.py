@@ -144,7 +144,7 @@ class LatentVideoPipeline(DiffusionPipeline):
 
     @property
     def schedule(self) -> NoiseSchedule:
-        return NoiseSchedule.from_config(self.scheduler.config)
+        return NoiseSchedule.from_config({**self.scheduler.config, "_class_name": type(self.scheduler).__name__})
 
     @property
     def autoencoder(self) -> ImageAutoencoder:

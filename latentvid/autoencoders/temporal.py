@@ -9,6 +9,7 @@ still, is decoded by the image network alone for ever.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,19 @@ class TemporalAutoencoder(ImageAutoencoder, ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__(build_image_network(image_autoencoder))
         self.context = ClipContext()
-        layer = lambda channels, name: TemporalConvolution(  # noqa: E731
-            channels, self.context, name, num_convs=temporal_num_convs, causal=True, dropout=temporal_dropout
-        )
-        inject(self.decoder, {ResnetBlock2D: layer, AutoencoderTinyBlock: layer})
+
+        def layer(channels: int, name: str, *, normalize: bool = True) -> nn.Module:
+            return TemporalConvolution(
+                channels,
+                self.context,
+                name,
+                num_convs=temporal_num_convs,
+                normalize=normalize,
+                causal=True,
+                dropout=temporal_dropout,
+            )
+
+        inject(self.decoder, {ResnetBlock2D: layer, AutoencoderTinyBlock: partial(layer, normalize=False)})
 
     @classmethod
     def from_image(cls, image: nn.Module | ImageAutoencoder, **temporal: Any) -> TemporalAutoencoder:

@@ -102,6 +102,9 @@ class NoiseSchedule:
             raise CheckpointError(f"scheduler config: num_train_timesteps={steps} is out of range.")
         if name.startswith("FlowMatch"):
             return cls("flow", steps, None, float(config.get("shift") or 1.0), "flow")
+        if not name and not {"beta_schedule", "beta_start", "trained_betas"} & set(config):
+            # diffusers writes the class into a saved config only: of a scheduler in memory, the caller must say it.
+            raise CheckpointError("scheduler config: it names no class and no betas, so it says nothing of the noise.")
         betas = _betas(config, steps)
         alphas_cumprod = torch.cumprod(1 - betas, dim=0)
         if config.get("rescale_betas_zero_snr"):

@@ -30,6 +30,8 @@ class TemporalConvolution(nn.Module):
         context: tells t and carries the past; shared by all layers of one network.
         name: key of this layer's past in a `StreamState`.
         num_convs: convolutions in the branch; each causal one looks two frames back.
+        normalize: GroupNorm before every convolution; not in networks that have no normalisation themselves, whose
+            features are far from unit scale, so that a normalised branch would drown them at the first steps.
         causal: look back only (streaming decoders), or one frame either way (networks that see whole windows).
         dropout: before every convolution but the first.
 
@@ -44,6 +46,7 @@ class TemporalConvolution(nn.Module):
         name: str,
         *,
         num_convs: int = 2,
+        normalize: bool = True,
         causal: bool = True,
         dropout: float = 0.0,
     ) -> None:
@@ -51,7 +54,8 @@ class TemporalConvolution(nn.Module):
         self.context = context
         self.name = name
         self.causal = causal
-        self.norms = nn.ModuleList(nn.GroupNorm(num_groups(channels), channels) for _ in range(num_convs))
+        norm = (lambda: nn.GroupNorm(num_groups(channels), channels)) if normalize else nn.Identity
+        self.norms = nn.ModuleList(norm() for _ in range(num_convs))
         # A (3, 1, 1) convolution as a 1x1 convolution over three stacked frames, oldest first: several times
         # faster than Conv3d on a CPU, and of rank four, so that channels_last applies to the whole network.
         self.convs = nn.ModuleList(nn.Conv2d(KERNEL * channels, channels, 1) for _ in range(num_convs))

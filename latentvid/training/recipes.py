@@ -189,8 +189,15 @@ class DiffusionRecipe(StrictModel):
             noise_prior=self.prior.build(),
             num_frames=self.options.num_frames,
             fps=self.fps,
+            overlap_rule=self._overlap_rule(),
         )
         return DiffusionTask(pipeline, caches.get("videos"), caches.get("images"), self.options, seed=self.loop.seed)
+
+    def _overlap_rule(self) -> dict[str, Any] | None:
+        """Continue from clean context where the model learns it."""
+        if not self.options.context_share or not self.options.video_share:
+            return None
+        return {"kind": "context", "overlap": min(self.options.max_context, self.options.num_frames - 1)}
 
     def _networks(self, vae: ImageAutoencoder, caches: dict[str, LatentCache]) -> tuple[Any, Any, TemporalUNet, Any]:
         if self.init is not None:
