@@ -46,9 +46,17 @@ def load(
     from latentvid.core.runtime import resolve_runtime
     from latentvid.pipeline import LatentVideoPipeline
 
+    no_loading_bars()
     folder = find_checkpoint(model) if model is not None else _only_pipeline()
     runtime = resolve_runtime(device, dtype, attention, compile_networks)
     return LatentVideoPipeline.from_pretrained(folder, runtime=runtime, max_memory=max_memory), folder, runtime
+
+
+def no_loading_bars() -> None:
+    """Keep the libraries' own bars, one for every network that is loaded, off stderr."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _only_pipeline() -> Path:

@@ -28,7 +28,11 @@ VERBS = {
     "decode": "latentvid.cli.decode",
     "finetune-decoder": "latentvid.cli.finetune_decoder",
     "generate": "latentvid.cli.generate",
+    "extend": "latentvid.cli.extend",
     "resume": "latentvid.cli.resume",
+    "reroll": "latentvid.cli.reroll",
+    "plan": "latentvid.cli.plan",
+    "drift": "latentvid.cli.drift",
     "train": "latentvid.cli.train",
     "evaluate": "latentvid.cli.evaluate",
 }

@@ -25,6 +25,7 @@ def run(
       latentvid resume clouds.run
     """
     out = Output(as_json=json, quiet=quiet)
+    films.no_loading_bars()
     from latentvid.film.folder import RunFolder
     from latentvid.film.generate import resume_film
 

@@ -1,0 +1,173 @@
+"""A clip of the user's, continued: its own frames bit for bit, its rate, size and sound kept."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from latentvid.core.errors import InputError, UsageError
+from latentvid.core.files import sha256_of
+from latentvid.film.extend import extend_clip, model_frame, model_size
+from latentvid.film.folder import RunFolder
+from latentvid.film.generate import resume_film
+from latentvid.film.joins import joins_of_film
+from latentvid.pipeline import LatentVideoPipeline
+from latentvid.video.reader import open_video
+from latentvid.video.writer import VideoWriter
+from tests.film.tiny import STEPS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write_clip(
+    path: Path, *, num_frames: int = 14, fps: float = 12, width: int = 48, height: int = 32, **encoder: object
+) -> Path:
+    base = torch.rand(3, height // 8, width // 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    picture = torch.nn.functional.interpolate(base[None], (height, width), mode="bicubic").clamp(-1, 1)[0]
+    with VideoWriter(path, fps=fps, width=width, height=height, **encoder) as writer:  # type: ignore[arg-type]
+        writer.write(torch.stack([picture.roll(k, 2) for k in range(num_frames)]))
+    return path
+
+
+def add_sound(path: Path, out: Path) -> Path:
+    with av.open(str(path)) as source, av.open(str(out), "w") as target:
+        video = target.add_stream_from_template(source.streams.video[0])
+        sound = target.add_stream("aac", rate=16000)
+        for packet in source.demux(source.streams.video[0]):
+            if packet.size:
+                packet.stream = video
+                target.mux(packet)
+        for k in range(16):
+            samples = np.sin(np.arange(1024) * 0.1 + k).astype(np.float32)[None]
+            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 16000, k * 1024
+            target.mux(sound.encode(frame))
+        target.mux(sound.encode(None))
+    return out
+
+
+def sound_of(path: Path) -> bytes:
+    with av.open(str(path)) as source:
+        return b"".join(bytes(packet) for packet in source.demux(source.streams.audio[0]))
+
+
+def read(path: Path) -> tuple[torch.Tensor, list[Fraction]]:
+    with open_video(path) as reader:
+        frames = list(reader.frames())
+    return torch.stack([f.pixels for f in frames]), [f.time_s for f in frames]
+
+
+@pytest.mark.parametrize(
+    ("rule", "suffix"), [({"kind": "reuse", "overlap": 2}, ".mp4"), ({"kind": "context", "overlap": 3}, ".mkv")]
+)
+def test_packets_are_copied_and_the_film_goes_on(
+    pipeline: LatentVideoPipeline, tmp_path: Path, rule: dict[str, object], suffix: str
+) -> None:
+    clip = add_sound(write_clip(tmp_path / "silent.mp4"), tmp_path / "clip.mp4")
+    before = sha256_of(clip)
+    out = tmp_path / f"longer{suffix}"
+    report = extend_clip(pipeline, clip, out, num_frames=9, rule=rule, **STEPS)
+    assert sha256_of(clip) == before
+    assert "untouched" in report.notes[0]
+    (own, _), (whole, times) = read(clip), read(out)
+    assert len(whole) == 14 + 9
+    assert torch.equal(whole[:14], own)
+    for time, expected in zip(times, [k / Fraction(12) for k in range(23)], strict=True):
+        # Matroska moves a film whose sound begins early as a whole.
+        assert abs(time - times[0] - expected) <= Fraction(1, 1000)
+    assert sound_of(out) == sound_of(clip)
+    with av.open(str(clip)) as a, av.open(str(out)) as b:
+        packets = [[bytes(p) for p in c.demux(c.streams.video[0]) if p.size] for c in (a, b)]
+    assert packets[1][:14] == packets[0]
+    assert joins_of_film(out)[0] == 14
+
+
+def test_what_is_longer_begins_the_same(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4")
+    extend_clip(pipeline, clip, tmp_path / "a.mp4", num_frames=8, **STEPS)
+    extend_clip(pipeline, clip, tmp_path / "b.mp4", num_frames=14, **STEPS)
+    assert torch.equal(read(tmp_path / "a.mp4")[0][:20], read(tmp_path / "b.mp4")[0][:20])
+
+
+def test_other_rates_sizes_and_turns_are_matched(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", fps=25, width=51, height=37, num_frames=5)
+    report = extend_clip(pipeline, clip, tmp_path / "longer.mp4", num_frames=9, **STEPS)
+    (own, _), (whole, times) = read(clip), read(tmp_path / "longer.mp4")
+    assert whole.shape == (14, 3, 37, 51)
+    assert torch.equal(whole[:5], own)
+    assert np.allclose(np.diff([float(t) for t in times]), 1 / 25, atol=1e-4)
+    assert len(report.notes) == 3
+    assert "without loss" in report.notes[0]
+    # Every second frame or so is shown twice.
+    steps = (whole[5:].float().diff(dim=0)).abs().flatten(1).amax(1)
+    assert int((steps == 0).sum()) >= 3
+
+
+def test_reencoding_on_demand(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4")
+    extend_clip(pipeline, clip, tmp_path / "a.mp4", num_frames=3, source_frames="reencode", **STEPS)
+    own, whole = read(clip)[0].float(), read(tmp_path / "a.mp4")[0].float()
+    assert len(whole) == 17
+    assert (whole[:14] - own).abs().mean() < 8
+    gif = write_clip(tmp_path / "clip.gif")
+    with pytest.raises(UsageError, match="cannot be copied, because it is a gif file"):
+        extend_clip(pipeline, gif, tmp_path / "b.mp4", num_frames=3, source_frames="copy", **STEPS)
+    with pytest.raises(UsageError, match="is the clip itself"):
+        extend_clip(pipeline, clip, clip, num_frames=3, overwrite=True, **STEPS)
+    with pytest.raises(UsageError, match="is written as"):
+        extend_clip(pipeline, clip, tmp_path / "b.gif", num_frames=3, **STEPS)
+
+
+def test_one_frame_is_enough(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.png", num_frames=1)
+    extend_clip(pipeline, clip, tmp_path / "longer.mp4", num_frames=3, **STEPS)
+    assert len(read(tmp_path / "longer.mp4")[0]) == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+def test_killed_again_and_again(model: Path, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4")
+    extend_clip(LatentVideoPipeline.from_pretrained(model), clip, tmp_path / "whole.mp4", num_frames=16, **STEPS)
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.film.killer", str(model), str(tmp_path / "film.mp4"), "4", str(clip)],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout.split()[-1]) > 3
+    assert sha256_of(tmp_path / "film.mp4") == sha256_of(tmp_path / "whole.mp4")
+
+
+def test_a_clip_that_changed_is_refused(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4")
+
+    def stop(at: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extend_clip(pipeline, clip, tmp_path / "film.mp4", num_frames=16, on_progress=stop, **STEPS)
+    clip.unlink()
+    write_clip(clip, num_frames=15)
+    with pytest.raises(InputError, match="was changed"):
+        resume_film(tmp_path / "film.run", pipeline=pipeline)
+    assert RunFolder.open(tmp_path / "film.run").num_complete() == 0
+
+
+def test_retiming() -> None:
+    assert [model_frame(k, Fraction(1)) for k in (1, 2, 3)] == [1, 2, 3]
+    assert [model_frame(k, Fraction(2)) for k in (1, 2, 3)] == [2, 4, 6]
+
+
+def test_the_model_size_keeps_the_shape(pipeline: LatentVideoPipeline) -> None:
+    assert pipeline.default_size == (32, 32)
+    assert model_size(pipeline, 480, 480) == (32, 32)
+    height, width = model_size(pipeline, 1080, 1920)
+    assert width > height
+    assert height % pipeline.size_multiple == 0 == width % pipeline.size_multiple

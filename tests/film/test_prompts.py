@@ -1,0 +1,64 @@
+"""Prompts along a film."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentvid.core.errors import UsageError
+from latentvid.extension.plan import FilmPlan
+from latentvid.film.generate import generate_film
+from latentvid.film.prompts import PromptSchedule, cross_fade, read_prompts
+from latentvid.pipeline import LatentVideoPipeline
+from tests.film.tiny import STEPS, hashes
+
+SCHEDULE = PromptSchedule(prompts={"0-9": "clouds", "10-": "sea at night"})
+
+
+def test_windows_take_the_prompt_of_their_first_new_frame() -> None:
+    windows = list(FilmPlan(30, 8, 2))
+    assert [w.new_from for w in windows] == [0, 8, 14, 20, 26]
+    assert [SCHEDULE.around(w)[1] for w in windows] == ["clouds", "clouds"] + ["sea at night"] * 3
+    fades = [SCHEDULE.around(w, before=windows[k - 1] if k else None) for k, w in enumerate(windows)]
+    assert [before != after for before, after in fades] == [False, False, True, False, False]
+
+
+def test_a_fade_ends_at_the_new_words() -> None:
+    before, after = torch.zeros(1, 3, 4), torch.ones(1, 3, 4)
+    faded = cross_fade(before, after, 8)
+    assert faded.shape == (1, 8, 3, 4)
+    assert torch.equal(faded[:, -1], after)
+    assert torch.allclose(faded[0, :, 0, 0].diff(), torch.tensor(1 / 8))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("prompts: {1-5: a}", "should begin at frame 0"),
+        ("prompts: {0-5: a, 7-: b}", "should begin at frame 6"),
+        ("prompts: {0-: a, 0-: b}", "given twice"),
+        ("prompts: {0-5: a, 3-: b}", "should begin at frame 6"),
+        ("prompts: {0-x: a}", "no frame range"),
+        ("prompts: {0-5: a}\ntransition: melt", "'fade' or 'cut'"),
+        ("prompts: {}", "at least one"),
+    ],
+)
+def test_files_that_make_no_sense(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(UsageError, match=sentence):
+        read_prompts(tmp_path / "p.yaml")
+
+
+def test_a_film_of_two_scenes(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
+    wanted = {"num_frames": 20, **STEPS}
+    generate_film(pipeline, "clouds", tmp_path / "one.mp4", **wanted)
+    generate_film(pipeline, "", tmp_path / "two.mp4", prompts=SCHEDULE, **wanted)
+    cut = SCHEDULE.model_copy(update={"transition": "cut"})
+    generate_film(pipeline, "", tmp_path / "cut.mp4", prompts=cut, **wanted)
+    one, two, cut_ = (
+        list(hashes(tmp_path / f"{name}.run", "windows/*.mp4").values()) for name in ("one", "two", "cut")
+    )
+    assert one[:2] == two[:2] == cut_[:2]
+    assert len({one[2], two[2], cut_[2]}) == 3
