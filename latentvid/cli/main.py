@@ -178,6 +178,7 @@ def _quieten_libraries(debug: bool) -> None:
         return
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of loading libraries would break into ours
 
     def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
         if os.path.join("latentvid", "") in filename:
