@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latentvid.autoencoders.latent_file import HEADER_BYTES
 from latentvid.core.errors import ResourceError
@@ -23,6 +23,8 @@ from latentvid.temporal.context import StreamState
 
 BYTES_PER_PIXEL = 0.2
 """Of H.264 at crf 18, noisy pictures; smooth ones take a tenth of it."""
+LIVE_TENSORS = 4
+"""Tensors of the largest size that a U-Net holds at its peak, at least."""
 WINDOW_FILES_BYTES = HEADER_BYTES + 16_384
 """What a window's files take besides latents and pictures."""
 
@@ -104,7 +106,10 @@ def estimate_film(
     noise = torch.randn(latent.dims, device=device)
     level = setting.levels[0]
     with torch.no_grad():
-        step_s, step_bytes = _measured(lambda: setting.denoise(noise, level), device)
+        with _largest_output(pipeline.unet) as largest:
+            step_s, step_bytes = _measured(lambda: setting.denoise(noise, level), device)
+        # An allocator that held memory before grows by less than it would have to in a process of its own.
+        step_bytes = max(step_bytes, LIVE_TENSORS * largest[0])
         decode = lambda: list(pipeline.autoencoder.decode([noise[0]], state=StreamState()))  # noqa: E731
         decode_s, decode_bytes = _measured(decode, device)
     calls = sampling.solver.calls_per_step * (sampling.num_steps - 1) + 1
@@ -134,6 +139,23 @@ def estimate_film(
         free_disk_bytes=shutil.disk_usage(_existing(Path(out))).free,
         device=str(device),
     )
+
+
+@contextmanager
+def _largest_output(network: nn.Module) -> Iterator[list[int]]:
+    """Note, in the list's one place, the bytes of the largest tensor that a layer puts out."""
+    largest = [0]
+
+    def note(_: nn.Module, __: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            largest[0] = max(largest[0], output.numel() * output.element_size())
+
+    hooks = [module.register_forward_hook(note) for module in network.modules() if not list(module.children())]
+    try:
+        yield largest
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _measured(work: Callable[[], object], device: torch.device) -> tuple[float, int]:

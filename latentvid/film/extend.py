@@ -258,7 +258,12 @@ class ClipShots:
     def encoding(self) -> dict[str, Any]:
         if self.joint is not None:
             joint = self.joint
-            return {"crf": self.settings.crf, "color": joint.color, "parameter_set": joint.parameter_set}
+            return {
+                "crf": self.settings.crf,
+                "color": joint.color,
+                "pix_fmt": joint.pix_fmt,
+                "parameter_set": joint.parameter_set,
+            }
         return {**own_encoding(self.settings), "time_base": TICK}
 
     def _model_frames(self, start: int, stop: int) -> Iterator[int]:

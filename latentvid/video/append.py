@@ -27,6 +27,7 @@ from latentvid.video.reader import PyAVReader
 TOLERANCE_S = Fraction(2, 1000)
 """The clock of some containers ticks in milliseconds."""
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
+PIXEL_FORMATS = ("yuv420p", "yuv444p")
 _FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 
 
@@ -40,6 +41,7 @@ class Joint:
 
     parameter_set: int
     color: Literal["bt709", "bt601"]
+    pix_fmt: str
     width: int
     height: int
     end_s: Fraction
@@ -63,12 +65,12 @@ def joint_of(clip: str | Path, out: str | Path) -> Joint:
     checks = {
         f"it is a {kind.split(',')[0]} file": kind in _FORMATS,
         f"its codec is {meta.codec}": meta.codec == "h264",
-        f"its pixels are {meta.pix_fmt}": meta.pix_fmt == "yuv420p",
+        f"its pixels are {meta.pix_fmt}": meta.pix_fmt in PIXEL_FORMATS,
         "its pictures are turned": not meta.rotation and not reader.scan.orientation.is_mirrored,
         "its pixels are not square": meta.sample_aspect_ratio in (0, 1),
         f"its colours are {meta.color_range} {meta.color_matrix}": meta.color_range == "limited"
         and meta.color_matrix in ("bt709", "bt601"),
-        "its sides are odd": meta.width % 2 == 0 and meta.height % 2 == 0,
+        "its sides are odd": meta.pix_fmt == "yuv444p" or (meta.width % 2 == 0 and meta.height % 2 == 0),
         "it hides frames or breaks off": index.is_exact and not index.num_hidden and not meta.is_truncated,
     }
     for why, is_met in checks.items():
@@ -77,7 +79,9 @@ def joint_of(clip: str | Path, out: str | Path) -> Joint:
     last = index.pts[-1] * meta.time_base
     shown_for = index.last_duration * meta.time_base or 1 / meta.fps
     color: Literal["bt709", "bt601"] = "bt709" if meta.color_matrix == "bt709" else "bt601"
-    return Joint(_ParameterSets.read(header).free_number(), color, meta.width, meta.height, last + shown_for)
+    return Joint(
+        _ParameterSets.read(header).free_number(), color, meta.pix_fmt, meta.width, meta.height, last + shown_for
+    )
 
 
 def append_segments(

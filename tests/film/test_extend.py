@@ -90,6 +90,14 @@ def test_packets_are_copied_and_the_film_goes_on(
     assert joins_of_film(out)[0] == 14
 
 
+def test_full_chroma_is_copied_too(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", width=33, height=25, pix_fmt="yuv444p")
+    extend_clip(pipeline, clip, tmp_path / "longer.mp4", num_frames=3, source_frames="copy", **STEPS)
+    own, whole = read(clip)[0], read(tmp_path / "longer.mp4")[0]
+    assert torch.equal(whole[:14], own)
+    assert len(whole) == 17
+
+
 def test_what_is_longer_begins_the_same(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mp4")
     extend_clip(pipeline, clip, tmp_path / "a.mp4", num_frames=8, **STEPS)
@@ -98,7 +106,7 @@ def test_what_is_longer_begins_the_same(pipeline: LatentVideoPipeline, tmp_path:
 
 
 def test_other_rates_sizes_and_turns_are_matched(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
-    clip = write_clip(tmp_path / "clip.mp4", fps=25, width=51, height=37, num_frames=5)
+    clip = write_clip(tmp_path / "clip.mkv", fps=25, width=51, height=37, num_frames=5, codec="ffv1")
     report = extend_clip(pipeline, clip, tmp_path / "longer.mp4", num_frames=9, **STEPS)
     (own, _), (whole, times) = read(clip), read(tmp_path / "longer.mp4")
     assert whole.shape == (14, 3, 37, 51)
