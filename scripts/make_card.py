@@ -42,7 +42,8 @@ Noise prior: {prior}. Weights are stored in half precision. {notes}
 ## How good it is
 
 {num_clips} clips were made from prompts that name every attribute, and what they show was read back from their pixels
-(`scripts/measure_sky.py`; {sampling}). The reader itself is right in 99 % or more of rendered clips, in 84 % for cloud cover.
+(`scripts/measure_sky.py`; {sampling}). The reader itself is right in 99 % or more of rendered clips; for cloud cover,
+in 84 %.
 
 | asked for | shown as asked | by chance |
 |---|---:|---:|

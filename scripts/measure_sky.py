@@ -35,7 +35,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--clips", type=int, default=60, help="clips made to read attributes back from")
-    parser.add_argument("--frames", type=int, default=160, help="frames of the films whose joins and drift are measured")
+    parser.add_argument(
+        "--frames", type=int, default=160, help="frames of the films whose joins and drift are measured"
+    )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--sheets", type=Path, help="save contact sheets in this folder")

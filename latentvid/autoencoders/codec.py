@@ -202,7 +202,7 @@ def _decoded(autoencoder: ImageAutoencoder, latents: LatentFile) -> Iterator[Ten
 
 def _from_zero(times: list[Fraction]) -> list[Fraction]:
     """Return times moved so that none is negative, which video files cannot hold."""
-    start = min(0, times[0])
+    start = min(Fraction(0), times[0])
     return [time - start for time in times]
 
 

@@ -42,6 +42,12 @@ class ImageAutoencoder(nn.Module):
         image: the network; shared, not copied.
     """
 
+    image: Any
+    """The diffusers network, which lends its methods."""
+    encoder: nn.Module
+    decoder: nn.Module
+    config: Any
+    """The config of a subclass that is saved by its own."""
     name: str = ""
     """What to call it in records: its folder's name."""
     loaded_space: str = ""
@@ -62,7 +68,7 @@ class ImageAutoencoder(nn.Module):
         for child in CHILDREN:
             if isinstance(getattr(image, child, None), nn.Module):
                 self.add_module(child, getattr(image, child))
-        self.spatial_factor, self.latent_channels = _geometry(image.config)
+        self.spatial_factor, self.latent_channels = _geometry(self.image.config)
 
     @property
     def image_config(self) -> dict[str, Any]:
@@ -79,11 +85,11 @@ class ImageAutoencoder(nn.Module):
         return float(self.image.config.get("shift_factor") or 0.0)
 
     @property
-    def device(self) -> torch.device:  # type: ignore[override]
+    def device(self) -> torch.device:
         return next(self.decoder.parameters()).device
 
     @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
+    def dtype(self) -> torch.dtype:
         return next(self.decoder.parameters()).dtype
 
     @property

@@ -45,6 +45,7 @@ class TemporalAutoencoder(ImageAutoencoder, ModelMixin, ConfigMixin):
     """
 
     config_name = "config.json"
+    context: ClipContext
     _supports_gradient_checkpointing = False  # recomputing a causal layer would advance its past twice
 
     @register_to_config
@@ -99,7 +100,7 @@ class TemporalAutoencoder(ImageAutoencoder, ModelMixin, ConfigMixin):
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(is_temporal(name))
 
-    def save_pretrained(self, folder: str | Path, **options: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write a folder that `from_pretrained` reads back bit by bit."""
         ModelMixin.save_pretrained(self, folder, **options)
 

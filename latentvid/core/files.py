@@ -52,7 +52,9 @@ def resource_errors(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise ResourceError(f"{target}: the disk is full; nothing was overwritten. Free space and repeat.") from error
+            raise ResourceError(
+                f"{target}: the disk is full; nothing was overwritten. Free space and repeat."
+            ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UsageError(f"{target}: cannot be written ({error.strerror}).") from error
         raise

@@ -85,9 +85,7 @@ class TemporalUNet(UNet2DConditionModel):
         assert all(is_temporal(key) for key in missing)
         return grown.to(image.device, image.dtype).train(image.training)
 
-    def forward(
-        self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor, **kwargs: Any
-    ) -> Tensor:
+    def forward(self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """Predict for noisy clips.
 
         Args:

@@ -51,7 +51,7 @@ def read_clip(video: Tensor) -> dict[str, str]:
     """Return the attributes that a clip shows; `video` is uint8 [t 3 h w]."""
     found = measure(video)
     speed = abs(found["wind_px_per_frame"]) / video.shape[-1]
-    read = {name: str(found[name]) for name in ("time_of_day", "ground", "cloud_cover", "wind_direction")}  # type: ignore[literal-required]
+    read = {name: str(found[name]) for name in ("time_of_day", "ground", "cloud_cover", "wind_direction")}
     return {**read, "wind_speed": "fast" if speed >= FAST_FROM else "slow"}
 
 

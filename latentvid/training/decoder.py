@@ -59,6 +59,9 @@ class DecoderTask(Task):
         UsageError: nothing is left to train on, or a cache was built without pixels.
     """
 
+    autoencoder: TemporalAutoencoder
+    image: TemporalAutoencoder
+
     def __init__(
         self,
         autoencoder: TemporalAutoencoder,
