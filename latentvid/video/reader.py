@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import closing
@@ -22,6 +23,9 @@ from latentvid.video.container import BrokenStream, check_size, decoded, open_co
 from latentvid.video.frame import Frame
 from latentvid.video.meta import VideoMeta
 from latentvid.video.scan import Scan, scan
+
+_REORDERED = 17
+"""Frames that a codec may store out of their order of showing: H.264 and HEVC allow 16."""
 
 Backend = Literal["auto", "pyav", "decord"]
 BACKENDS = ("auto", "pyav", "decord")
@@ -105,12 +109,15 @@ class PyAVReader:
 
     def _from_beginning(self, start: int, stop: int | None) -> Iterator[Frame]:
         make = _FrameMaker(self._path, self.scan)
+        whole = self._num_whole()
         count = 0
         with open_container(self._path) as container:
             stream = video_stream(self._path, container, single_thread=self._allow_truncated)
             try:
                 with closing(decoded(container, stream)) as pictures:
                     for picture in pictures:
+                        if count == whole:
+                            break
                         time_s = make.time_of(picture, count)
                         if count >= start:
                             yield make(picture, time_s, count)
@@ -121,6 +128,19 @@ class PyAVReader:
                 self._broken(count, str(error))
                 return
         self._ended(count, make)
+
+    def _num_whole(self) -> int | None:
+        """Return how many frames of a file cut short lie before its first gap, if there is one near the end.
+
+        Frames are stored in another order than they are shown in: the cut may take one from between those it leaves.
+        """
+        times = list(self.scan.index.pts)
+        if not self._meta.is_truncated or len(times) < 2 * _REORDERED:
+            return None
+        steps = [b - a for a, b in itertools.pairwise(times)]
+        usual = sorted(steps)[len(steps) // 2]
+        tail = range(len(steps) - _REORDERED, len(steps))
+        return next((k + 1 for k in tail if steps[k] > 1.5 * usual), None)
 
     def _from_seek(self, start: int, stop: int | None) -> Iterator[Frame]:
         pts = self.scan.index.pts

@@ -171,7 +171,9 @@ def test_ctrl_c_is_130(failing: Callable[[BaseException], int], capsys: pytest.C
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_unwind(number: int, tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom latentvid.cli import main as m\nfrom latentvid.core.files import atomic_path\n"
+        # A process started in the background of a shell inherits a deaf ear for SIGINT.
+        "import signal, sys, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from latentvid.cli import main as m\nfrom latentvid.core.files import atomic_path\n"
         "def run(words):\n"
         f"    with atomic_path({str(tmp_path / 'film.mp4')!r}):\n"
         "        print('ready', flush=True); time.sleep(30)\n"

@@ -178,8 +178,7 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"steps": 60, "log_every": 1, "lr": 0.1, "save_every": 100})
     run(tmp_path, task, config=config)
     losses = [r["loss"] for r in records(tmp_path) if "loss" in r]
-    assert losses[1] < losses[0]
-    assert losses[-1] < 0.1 * losses[0]
+    assert sum(losses[-5:]) < 0.1 * sum(losses[:5])
 
 
 def test_one_step_is_adamws(tmp_path: Path) -> None:
