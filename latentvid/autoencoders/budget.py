@@ -1,8 +1,8 @@
 """How many frames go through a network at once, so that a working set stays within the memory it was given.
 
-The model is a plain one, calibrated by `scripts/bench_decode_memory.py`: what a pass holds is a small multiple of
-the largest tensor that any layer of the network puts out, per frame, and temporal layers keep two frames of each of
-their inputs besides.
+The model is a plain one: what a pass holds is a small multiple of the largest tensor that any layer of the network puts
+out, per frame, and temporal layers keep two frames of each of their inputs besides. The multiples are estimates;
+`scripts/bench_decode_memory.py` measures the real peak.
 """
 
 from __future__ import annotations
