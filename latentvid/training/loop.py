@@ -267,7 +267,7 @@ class _Run:
     def _attention(self) -> AbstractContextManager[None]:
         """On the CPU, attention by plain matrix products.
 
-        The flash kernel's backward pass there takes about ten times as long for many short sequences, which is what
+        The flash kernel's backward pass there takes far longer for many short sequences, which is what
         attention across frames is.
         """
         if self.accelerator.device.type == "cpu":
