@@ -17,7 +17,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -62,6 +62,17 @@ class LatentMeta:
     source_name: str = ""
     source_sha256: str = ""
     """The clip's file; empty for latents that were generated."""
+    source_bytes: int = 0
+    source_path: str = ""
+    """Where the clip lay, seen from the folder of the latent file."""
+    source_notes: str = ""
+    """What the reader did to the clip's pictures: tone mapping, bits dropped, frames missing."""
+    sample_aspect_ratio: Fraction = Fraction(1)
+    """Width of a pixel over its height; never applied, written into what is decoded."""
+    max_frames: int = 0
+    """How many frames were asked for, from the first on; 0 for all."""
+    is_truncated: bool = False
+    """The clip broke off, and what could be read of it was encoded all the same."""
 
     @property
     def padding(self) -> tuple[int, int]:
@@ -86,23 +97,32 @@ class LatentMeta:
         values = {}
         for field in fields(cls):
             if field.name not in words:
+                if field.default is not MISSING:  # files of older versions say less
+                    continue
                 raise ValueError(f"{field.name} is missing")
             try:
                 values[field.name] = _READERS[str(field.type)](words[field.name])
-            except (ValueError, ZeroDivisionError):
+            except (ValueError, KeyError, ZeroDivisionError):
                 raise ValueError(f"{field.name} is {words[field.name][:40]!r}") from None
         meta = cls(**values)
-        positive = (meta.spatial_factor, meta.height, meta.width, meta.fps, meta.time_base, abs(meta.scaling_factor))
+        rates = (meta.fps, meta.time_base, meta.sample_aspect_ratio, abs(meta.scaling_factor))
+        positive = (meta.spatial_factor, meta.height, meta.width, *rates)
         if not all(value > 0 for value in positive):
             raise ValueError("sizes, rates and factors must be positive")
         return meta
 
 
-_READERS: dict[str, Any] = {"str": str, "float": float, "int": int, "Fraction": Fraction}
+_READERS: dict[str, Any] = {
+    "str": str,
+    "float": float,
+    "int": int,
+    "Fraction": Fraction,
+    "bool": {"True": True, "False": False}.__getitem__,
+}
 
 
 def describe(
-    autoencoder: ImageAutoencoder, *, height: int, width: int, fps: Fraction, time_base: Fraction, **source: str
+    autoencoder: ImageAutoencoder, *, height: int, width: int, fps: Fraction, time_base: Fraction, **source: Any
 ) -> LatentMeta:
     """Return the metadata of latents that `autoencoder` made, or that were generated for it."""
     return LatentMeta(

@@ -13,6 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Windows: what a killed process leaves is not told from what a living one writes
+    fcntl = None  # type: ignore[assignment]
+
 from latentvid.core.errors import InputError, ResourceError, UsageError
 
 
@@ -21,7 +26,8 @@ def atomic_path(target: str | Path, *, overwrite: bool = True) -> Iterator[Path]
     """Yield a temporary path beside `target`; sync it and rename it into place when the block succeeds.
 
     On any failure (a kill included) `target` is left as it was. The temporary file keeps the suffix of
-    `target`, since writers choose formats by it.
+    `target`, since writers choose formats by it; one that a killed process left is removed by the next who writes
+    the same target.
 
     Raises:
         UsageError: `target` exists and `overwrite` is false, or its folder cannot be made.
@@ -29,9 +35,7 @@ def atomic_path(target: str | Path, *, overwrite: bool = True) -> Iterator[Path]
     """
     target = Path(target)
     check_output(target, overwrite=overwrite)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem[:40]}.", suffix=target.suffix)
-    os.close(handle)
-    beside = Path(name)
+    handle, beside = _open_beside(target)
     try:
         with resource_errors(target):
             yield beside
@@ -41,8 +45,47 @@ def atomic_path(target: str | Path, *, overwrite: bool = True) -> Iterator[Path]
             beside.chmod(0o666 & ~mask)
             os.replace(beside, target)
             _sync_folder(target.parent)
+    except BaseException:
+        beside.unlink(missing_ok=True)  # not after the rename: the name may be another writer's by then
+        raise
     finally:
-        beside.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _open_beside(target: Path) -> tuple[int | None, Path]:
+    """Make an empty file beside `target`; while the handle is open, nobody else takes it for a leftover.
+
+    The name is always the same, so that what a killed process left is found and used again; where a living one holds
+    it, the name is one of chance.
+    """
+    usual = target.parent / f".{target.stem[:40]}.{hashlib.sha256(target.name.encode()).hexdigest()[:8]}{target.suffix}"
+    handle = _open_locked(usual)
+    if handle is not None:
+        return handle, usual
+    with resource_errors(target):
+        other, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem[:40]}.", suffix=target.suffix)
+    os.close(other)
+    return None, Path(name)
+
+
+def _open_locked(path: Path) -> int | None:
+    """Open a file, emptied and locked for this writer; None where that cannot be, or another holds it."""
+    if fcntl is None:
+        return None
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(handle), path.stat()):  # else its writer renamed it before the lock
+            os.truncate(handle, 0)
+            return handle
+    except OSError:
+        pass
+    os.close(handle)
+    return None
 
 
 @contextmanager
