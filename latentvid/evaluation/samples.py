@@ -21,7 +21,7 @@ ASKED = {
     "wind_direction": DIRECTIONS,
     "wind_speed": SPEEDS,
 }
-FAST_FROM = 0.011
+FAST_FROM = 0.0148
 """Widths per frame: halfway between the slow and the fast winds of the world."""
 
 

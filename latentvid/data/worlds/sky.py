@@ -22,7 +22,7 @@ from latentvid.data.worlds.sky_captions import COVERS, DIRECTIONS, GROUNDS, SPEE
 
 FPS = 12
 # Widths per frame.
-_WIND = {"slow": (0.0050, 0.0075), "fast": (0.0150, 0.0210)}
+_WIND = {"slow": (0.0075, 0.0105), "fast": (0.0210, 0.0290)}
 _HORIZON = {
     "hills": (0.60, 0.66),
     "mountains": (0.56, 0.61),
