@@ -2,26 +2,58 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from latentvid.cli import common
-from latentvid.cli.output import Output
+from latentvid.cli.output import Output, columns
 from latentvid.core.errors import CheckpointError, InputError, LatentVidError, PartialFailure, UsageError
 from latentvid.core.memory import format_bytes
 
 
+class Share(NamedTuple):
+    """One of several shares of a batch, numbered from 1."""
+
+    number: int
+    of: int
+
+
+def parse_share(text: str) -> Share:
+    """Read "2/8".
+
+    Raises:
+        UsageError: it is no share.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    share = Share(*map(int, match.groups())) if match else Share(0, 0)
+    if not 1 <= share.number <= share.of:
+        raise UsageError(f"--shard {text!r} is no share; write 1/4, 2/4, 3/4 and 4/4 for four processes.")
+    return share
+
+
 def run(
-    clips: Annotated[list[str], typer.Argument(metavar="CLIP", help="Videos, folders of videos, or patterns.")],
+    clips: Annotated[
+        list[str],
+        typer.Argument(metavar="CLIP", help="Videos, stills, folders with all below them, or patterns."),
+    ],
     output: common.Out,
     vae: common.Vae = None,
     half: Annotated[bool, typer.Option("--half", help="Store latents in 16 bits: half the size.")] = False,
+    max_frames: Annotated[
+        int, typer.Option("--max-frames", min=0, metavar="N", help="Only the first N frames of each clip; 0 is all.")
+    ] = 0,
     allow_truncated: Annotated[
         bool, typer.Option("--allow-truncated", help="Use what can be read of clips that break off.")
     ] = False,
+    stills: Annotated[bool, typer.Option("--stills/--no-stills", help="Take the pictures of folders too.")] = True,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="I/N", help="Only the I-th of N shares of the clips, dealt by their names."),
+    ] = None,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     max_memory: common.MaxMemory = None,
@@ -32,17 +64,20 @@ def run(
 ) -> None:
     """Turn videos into latents.
 
-    One clip and an OUT that ends in .safetensors give that file; anything else gives a folder of them.
-    Clips of a folder that are encoded already are left as they are, unless --overwrite is given.
+    One clip and an OUT that ends in .safetensors give that file; anything else gives a folder of them, one per clip
+    and in the clips' own subfolders. Run again, it goes on where it stopped: clips whose latents are there already, of
+    the same bytes and with the same settings, are left as they are, unless --overwrite is given.
 
     \b
     Example:
       latentvid encode clip.mp4 -o clip.safetensors --vae taesd
+      latentvid encode footage/ -o latents/ --vae taesd --half --shard 1/4
     """
-    from latentvid.video.footage import find_videos
+    from latentvid.video.footage import find_named
 
-    jobs = plan_jobs(find_videos(clips), output)
-    from latentvid.autoencoders.codec import encode_files, plan_encode
+    share = parse_share(shard) if shard else None
+    jobs = plan_jobs(find_named(clips, stills=stills), output, share)
+    from latentvid.autoencoders.batch import EncodeSettings, encode_files, plan_encode
     from latentvid.autoencoders.load import load_autoencoder
     from latentvid.core.places import only_checkpoint
     from latentvid.core.runtime import resolve_runtime
@@ -50,49 +85,57 @@ def run(
     name = vae or only_checkpoint("--vae")
     autoencoder = load_autoencoder(name, runtime=resolve_runtime(device, dtype), max_memory=max_memory)
     out = Output(as_json=json, quiet=quiet)
-    precision: Literal["fp16", "fp32"] = "fp16" if half else "fp32"
+    settings = EncodeSettings("fp16" if half else "fp32", max_frames, allow_truncated)
     if dry_run:
-        _tell([plan_encode(autoencoder, *job, precision) for job in jobs], out)
+        planned = (plan_encode(autoencoder, *job, settings) for job in jobs)
+        _tell(list(_announced(planned, out, 1)), out)
         return
     with out.progress("encoding") as advance:
-        results = encode_files(
-            autoencoder,
-            jobs,
-            precision=precision,
-            allow_truncated=allow_truncated,
-            overwrite=overwrite,
-            on_frames=advance,
-        )
-        _tell(list(_announced(results, out, len(jobs))), out)
+        results = encode_files(autoencoder, jobs, settings, overwrite=overwrite, on_frames=advance)
+        done = list(_announced(results, out, len(jobs)))
+    _tell(done, out)
 
 
-def plan_jobs(clips: list[Path], output: Path) -> list[tuple[Path, Path]]:
+def plan_jobs(clips: list[tuple[Path, str]], output: Path, share: Share | None = None) -> list[tuple[Path, Path]]:
     """Return which latent file each clip becomes.
+
+    Args:
+        clips: each with its name below the folder that was searched.
 
     Raises:
         UsageError: several clips would become one file.
     """
+    from latentvid.video.footage import shard_of
+
     if output.suffix == ".safetensors":
         if len(clips) > 1:
             raise UsageError(f"{output} is one file for {len(clips)} clips; name a folder.")
-        return [(clips[0], output)]
-    taken: dict[Path, Path] = {}
-    for clip in clips:
-        # Two suffixes, so that film.mp4 and film.mov do not meet.
-        target = output / f"{clip.name}.safetensors"
-        if target in taken:
-            raise UsageError(f"{clip} and {taken[target]} would both become {target}; encode them into two folders.")
-        taken[target] = clip
-    return [(clip, target) for target, clip in taken.items()]
+        return [(clips[0][0], output)]
+    taken: dict[str, Path] = {}
+    for clip, name in clips:
+        if name in taken:
+            raise UsageError(
+                f"{clip} and {taken[name]} would both become {output / name}.safetensors; encode them into two folders."
+            )
+        taken[name] = clip
+    # Two suffixes, so that film.mp4 and film.mov do not meet.
+    return [
+        (clip, output / f"{name}.safetensors")
+        for name, clip in taken.items()
+        if share is None or shard_of(name, share.of) == share.number
+    ]
 
 
 def _announced(results: Iterator[dict[str, Any]], out: Output, num_jobs: int) -> Iterator[dict[str, Any]]:
-    """Say of each clip of a batch how it went, as it goes."""
+    """Say of each clip of a batch how it went, as it goes; what is true of many clips is said once."""
+    said: set[str] = set()
     for result in results:
         if num_jobs > 1:
             out.note(_line(result))
         for note in result.get("notes", ()):
-            out.warn(f"{result['source']}: {note}")
+            if note not in said:
+                out.warn(f"{result['source']}: {note}{' (said once for all clips)' if num_jobs > 1 else ''}")
+                said.add(note)
         yield result
 
 
@@ -105,19 +148,40 @@ def _tell(results: list[dict[str, Any]], out: Output) -> None:
     failed = [result for result in results if result["status"] == "failed"]
     if failed and len(results) == 1:
         raise _error(failed[0])
-    out.result({"clips": results}, "\n".join(_line(result) for result in results))
+    text = _line(results[0]) if len(results) == 1 else _summary(results)
+    out.result({"clips": results, "counts": _counts(results)}, text)
     if failed:
         raise PartialFailure(f"{len(failed)} of {len(results)} clips failed, the others are done; {_line(failed[0])}")
+
+
+def _counts(results: list[dict[str, Any]]) -> dict[str, int]:
+    statuses = [result["status"] for result in results]
+    return {status: statuses.count(status) for status in dict.fromkeys(statuses)}
+
+
+def _summary(results: list[dict[str, Any]]) -> str:
+    """Return a table of the clips, and how many went which way."""
+    rows = [["clip", "status", "frames", "latents, or why not"]]
+    for result in results:
+        remark = result.get("error") or result.get("reason") or _outcome(result)
+        rows.append([result["source"], result["status"], str(result.get("num_frames", "")), remark])
+    counts = ", ".join(f"{number} {status}" for status, number in _counts(results).items())
+    return f"{columns(rows)}\n{counts or 'no clips fall to this share'}"
+
+
+def _outcome(result: dict[str, Any]) -> str:
+    if result["status"] == "planned":
+        return f"{'x'.join(map(str, result['latents']))}, {format_bytes(result['num_bytes'])}"
+    return str(result["output"])
 
 
 def _line(result: dict[str, Any]) -> str:
     if result["status"] == "failed":
         return f"failed: {result['error']}"
     if result["status"] == "planned":
-        size = "x".join(map(str, result["latents"]))
-        return f"{result['source']} -> {result['output']}: latents {size}, {format_bytes(result['num_bytes'])}"
-    frames = f", {result['num_frames']} frames" if "num_frames" in result else ", done before"
-    return f"{result['source']} -> {result['output']}{frames}"
+        return f"{result['source']} -> {result['output']}: latents {_outcome(result)}"
+    before = f", {result['reason']}" if "reason" in result else ""
+    return f"{result['source']} -> {result['output']}, {result['num_frames']} frames{before}"
 
 
 def _error(result: dict[str, Any]) -> LatentVidError:

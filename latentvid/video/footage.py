@@ -1,8 +1,9 @@
-"""Finding the videos that a user means by folders, patterns and file names."""
+"""Finding the videos that a user means by folders, patterns and file names, and sharing them out by name."""
 
 from __future__ import annotations
 
 import glob
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,29 +26,49 @@ def find_videos(paths: Iterable[str | Path], *, stills: bool = False) -> list[Pa
     Raises:
         InputError: a path does not exist, a pattern or folder holds nothing, or nothing was named.
     """
+    return [file for file, _ in find_named(paths, stills=stills)]
+
+
+def find_named(paths: Iterable[str | Path], *, stills: bool = False) -> list[tuple[Path, str]]:
+    """Return the files of `find_videos`, each with its name as seen from the folder that was searched ("sub/a.mp4")."""
     suffixes = VIDEO_SUFFIXES | STILL_SUFFIXES if stills else VIDEO_SUFFIXES
-    found: dict[Path, Path] = {}
+    found: dict[Path, tuple[Path, str]] = {}
     for path in paths:
-        for file in _expand(Path(path), suffixes):
-            found.setdefault(file.resolve(), file)
+        files, base = _expand(Path(path), suffixes)
+        for file in files:
+            found.setdefault(file.resolve(), (file, file.relative_to(base).as_posix()))
     if not found:
         raise InputError("no videos were named.")
     return list(found.values())
 
 
-def _expand(path: Path, suffixes: frozenset[str]) -> list[Path]:
+def shard_of(name: str, num_shards: int) -> int:
+    """Return which of `num_shards` shares, from 1, a file of this name falls to, whatever other files there are."""
+    return 1 + int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % num_shards
+
+
+def _expand(path: Path, suffixes: frozenset[str]) -> tuple[list[Path], Path]:
+    """Return the files that a path names, and the folder that was searched for them."""
     if path.is_dir():
+        base = path
         files = [file for file in path.rglob("*") if not _is_hidden(file.relative_to(path))]
     elif path.exists():
-        return [path]
+        return [path], path.parent
     elif glob.has_magic(str(path)):
+        base = _fixed_part(path)
         files = [Path(name) for name in glob.glob(str(path), recursive=True)]
     else:
         raise InputError(f"{path}: no such file or folder.")
     known = sorted(file for file in files if file.suffix.lower() in suffixes and file.is_file())
     if not known:
         raise InputError(f"{path}: holds no videos (looked for {', '.join(sorted(suffixes)[:6])} and so on).")
-    return known
+    return known, base
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """Return the folder that all matches of a pattern lie in."""
+    fixed = [part for part in pattern.parents if not glob.has_magic(str(part))]
+    return fixed[0]
 
 
 def _is_hidden(path: Path) -> bool:

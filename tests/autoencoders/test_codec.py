@@ -9,11 +9,11 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
-from latentvid.autoencoders.codec import decode_file, encode_file, encode_files, plan_encode
+from latentvid.autoencoders.codec import decode_file, encode_file
 from latentvid.autoencoders.image import ImageAutoencoder
 from latentvid.autoencoders.latent_file import LatentFile
 from latentvid.autoencoders.load import load_autoencoder
-from latentvid.core.errors import CheckpointError, InputError, UsageError
+from latentvid.core.errors import CheckpointError
 from latentvid.core.rng import Rng
 from latentvid.video.pixels import frames_to_tensor
 from latentvid.video.reader import open_video
@@ -68,36 +68,6 @@ def test_variances_are_kept_where_there_are_any(tmp_path: Path) -> None:
         found = list(kl.encode_posterior([frames_to_tensor(reader.frames())]))
     assert found[0][1] is not None
     torch.testing.assert_close(file.read(logvar=True), found[0][1], atol=1e-5, rtol=0)
-
-
-def test_a_batch_goes_on_where_it_stopped_and_over_bad_clips(network: ImageAutoencoder, tmp_path: Path) -> None:
-    first, last = clip(tmp_path / "a.mp4", frames=2), clip(tmp_path / "c.mp4", frames=3)
-    (tmp_path / "b.mp4").write_bytes(b"no video at all")
-    sources = [first, tmp_path / "b.mp4", last, tmp_path / "missing.mp4"]
-    jobs = [(path, tmp_path / f"{path.name}.safetensors") for path in sources]
-    results = list(encode_files(network, jobs))
-    assert [r["status"] for r in results] == ["encoded", "failed", "encoded", "failed"]
-    assert {r["exit_code"] for r in results if r["status"] == "failed"} == {InputError.exit_code}
-    assert not jobs[1][1].exists()
-    stamp = jobs[0][1].stat().st_mtime_ns
-    assert [r["status"] for r in encode_files(network, jobs)] == ["skipped", "failed", "skipped", "failed"]
-    assert jobs[0][1].stat().st_mtime_ns == stamp
-    other = ImageAutoencoder(image_network("tiny", seed=7))
-    again = list(encode_files(other, jobs[:1]))
-    assert (again[0]["status"], again[0]["exit_code"]) == ("failed", UsageError.exit_code)
-    assert [r["status"] for r in encode_files(other, jobs[:1], overwrite=True)] == ["encoded"]
-    clip(tmp_path / "c.mp4", frames=3, size=(16, 16)) if last.unlink() is None else None
-    assert [r["status"] for r in encode_files(network, jobs[2:3])] == ["failed"]
-
-
-def test_a_plan_says_what_will_be(network: ImageAutoencoder, tmp_path: Path) -> None:
-    source, target = clip(tmp_path / "a.mp4"), tmp_path / "a.safetensors"
-    plan = plan_encode(network, source, target, "fp32")
-    assert not target.exists()
-    encode_file(network, source, target)
-    file = LatentFile(target)
-    assert plan["latents"] == [file.channels, file.num_frames, file.height, file.width]
-    assert plan["num_bytes"] == 4 * file.read().numel()
 
 
 def test_a_wrong_decoder_or_a_damaged_file_makes_no_video(network: ImageAutoencoder, tmp_path: Path) -> None:

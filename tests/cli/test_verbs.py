@@ -48,6 +48,7 @@ def test_help_has_an_example_of_the_verb(verb: str, capsys: pytest.CaptureFixtur
         ("encode {clip}", 2, "Missing option"),
         ("encode {none} -o a.safetensors", 3, "no such file"),
         ("encode {clip} {clip2} -o {out}.safetensors", 2, "name a folder"),
+        ("encode {clip} -o a --shard 3/2", 2, "no share"),
         ("encode {clip} -o a --max-memory lots", 2, "'lots' is not understood"),
         ("encode {clip} -o a --device tpu", 2, "tpu"),
         ("decode a.safetensors -o {clip}", 2, "exists; pass --overwrite"),
@@ -84,15 +85,25 @@ def test_wrong_arguments_are_one_line_at_once(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clip.mp4", "clip2.mp4"]
 
 
-def test_clips_of_one_name_do_not_meet(tmp_path: Path) -> None:
-    plan = import_module("latentvid.cli.encode").plan_jobs
-    clips = [Path("a/film.mp4"), Path("a/film.mov")]
-    assert plan(clips, tmp_path) == [
-        (clips[0], tmp_path / "film.mp4.safetensors"),
-        (clips[1], tmp_path / "film.mov.safetensors"),
-    ]
+def test_every_clip_has_its_place(tmp_path: Path) -> None:
+    encode = import_module("latentvid.cli.encode")
+    clips = [(Path("a/film.mp4"), "film.mp4"), (Path("a/film.mov"), "film.mov"), (Path("a/b/film.mp4"), "b/film.mp4")]
+    jobs = [(clip, tmp_path / f"{name}.safetensors") for clip, name in clips]
+    assert encode.plan_jobs(clips, tmp_path) == jobs
     with pytest.raises(UsageError, match="would both become"):
-        plan([Path("a/film.mp4"), Path("b/film.mp4")], tmp_path)
+        encode.plan_jobs([*clips, (Path("c/film.mp4"), "film.mp4")], tmp_path)
+    shares = [encode.plan_jobs(clips, tmp_path, encode.Share(number, 3)) for number in (1, 2, 3)]
+    assert sorted(job for share in shares for job in share) == sorted(jobs)
+    # A share depends on the names alone: files that are added later move no other.
+    assert encode.plan_jobs(clips[:2], tmp_path, encode.Share(1, 3)) == [job for job in shares[0] if job in jobs[:2]]
+
+
+def test_shares() -> None:
+    parse = import_module("latentvid.cli.encode").parse_share
+    assert parse("2/8") == (2, 8)
+    for wrong in ("0/4", "5/4", "1", "1/0", "-1/4", "a/b", "1/4x"):
+        with pytest.raises(UsageError, match="no share"):
+            parse(wrong)
 
 
 def test_lengths() -> None:

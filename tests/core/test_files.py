@@ -27,12 +27,17 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def interrupted(target: Path) -> None:
+    with atomic_path(target) as beside:
+        beside.write_bytes(b"new")
+        raise KeyboardInterrupt
+
+
 def test_a_failure_leaves_what_was(tmp_path: Path) -> None:
     target = tmp_path / "a.bin"
     target.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), atomic_path(target) as beside:
-        beside.write_bytes(b"new")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(target)
     assert (names(tmp_path), target.read_bytes()) == (["a.bin"], b"old")
     with pytest.raises(UsageError, match="--overwrite"), atomic_path(target, overwrite=False):
         pass

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from latentvid.core.errors import InputError, UsageError
-from latentvid.video.footage import find_videos
+from latentvid.video.footage import find_named, find_videos
 from latentvid.video.pixels import center_crop, frames_to_tensor, pad_to_multiple, resize, to_float, to_uint8
 from latentvid.video.sheet import contact_sheet, save_contact_sheet
 from tests.video.clips import numbered
@@ -98,6 +98,11 @@ def test_find_videos(tmp_path: Path) -> None:
     assert names(find_videos([tmp_path], stills=True)) == ["a.MOV", "b.mp4", "e.png", "sub/c.webm"]
     assert names(find_videos([tmp_path / "sub/c.webm", str(tmp_path / "**/*")])) == ["sub/c.webm", "a.MOV", "b.mp4"]
     assert names(find_videos([tmp_path / "notes.txt"])) == ["notes.txt"]
+    named = find_named([tmp_path, tmp_path / "sub/c.webm"], stills=True)
+    assert [name for _, name in named] == ["a.MOV", "b.mp4", "e.png", "sub/c.webm"]
+    assert [name for _, name in find_named([tmp_path / "sub/c.webm"])] == ["c.webm"]
+    for pattern, name in (("sub/*.webm", "c.webm"), ("s*/c.webm", "sub/c.webm"), ("**/*.webm", "sub/c.webm")):
+        assert [found for _, found in find_named([tmp_path / pattern])] == [name]
     for missing in (tmp_path / "x.mp4", tmp_path / "*.avi"):
         with pytest.raises(InputError):
             find_videos([missing])
