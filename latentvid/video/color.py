@@ -2,8 +2,8 @@
 
 Rules where a file says nothing: YUV is limited range (except the `yuvj` formats and grey, which are full);
 the matrix is BT.709 from 1280 pixels of width or 577 lines upwards, BT.601 below, as players decide it.
-Alpha is ignored. More than 8 bits are rounded to 8. HDR transfers (PQ, HLG) and BT.2020 primaries are not tone-mapped:
-the matrix is applied and the values are shown as they are, and the clip's notes say so.
+Alpha is ignored. More than 8 bits are rounded to 8. HDR transfers (PQ, HLG) are tone-mapped and wide gamuts (BT.2020,
+Display P3) converted to BT.709, see `latentvid.video.tone`, and the clip's notes say so.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+from latentvid.video import tone
 
 # Full chroma interpolation with exact rounding stays within half a level of the closed form; the default is off by 3.
 _EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
@@ -74,6 +76,17 @@ class ColorReading:
     assumed: tuple[str, ...]
     notes: tuple[str, ...]
 
+    @property
+    def gamut(self) -> str:
+        """The primaries to convert from; "bt709" where there is nothing to convert, or no rule for it."""
+        gamut = _gamut(self.primaries, self.matrix)
+        return gamut if gamut in tone.WIDE else "bt709"
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether its light has to be computed anew, besides the matrix."""
+        return self.transfer in ("pq", "hlg") or self.gamut != "bt709"
+
 
 def read_color(frame: VideoFrame, *, tagged_range: int = 0) -> ColorReading:
     """Decide how to read a frame's colours from its tags and, where there are none, by the rules above.
@@ -95,16 +108,26 @@ def read_color(frame: VideoFrame, *, tagged_range: int = 0) -> ColorReading:
         assumed.append("color_range")
     transfer = _TRANSFERS.get(int(frame.color_trc))
     primaries = _PRIMARIES.get(int(frame.color_primaries))
+    gamut = _gamut(primaries, matrix)
     if transfer in ("pq", "hlg"):
-        notes.append(f"HDR ({transfer.upper()}) is shown without tone mapping: matrix conversion to 8 bits only")
-    elif primaries in ("bt2020", "display-p3", "dci-p3"):
-        notes.append(f"colours of the {primaries} gamut are shown as if they were BT.709")
+        notes.append(
+            f"HDR ({transfer.upper()}) is tone-mapped to BT.709: {tone.PEAK:.0f} cd/m2 rolled off to {tone.WHITE:.0f}"
+        )
+    elif gamut in tone.WIDE:
+        notes.append(f"colours of the {gamut} gamut are converted to BT.709, and clipped where it ends")
+    elif gamut == "dci-p3":
+        notes.append("colours of the dci-p3 gamut are shown as if they were BT.709")
     depth = bit_depth(frame)
     if depth > 8:
         notes.append(f"{depth} bits are rounded to 8")
     if has_alpha(name):
         notes.append("transparency is ignored")
     return ColorReading(matrix, "full" if is_full else "limited", transfer, primaries, tuple(assumed), tuple(notes))
+
+
+def _gamut(primaries: str | None, matrix: str) -> str:
+    """Return the primaries, those of the matrix where the file does not say."""
+    return primaries or ("bt2020" if matrix == "bt2020" else "bt709")
 
 
 def bit_depth(frame: VideoFrame) -> int:
@@ -130,20 +153,25 @@ class ToRgb:
 
     def __call__(self, frame: VideoFrame, width: int, height: int) -> np.ndarray:
         """Return uint8 [h w 3] RGB of the stored (unrotated) picture, scaled to width x height if it differs."""
-        if self._reading.matrix == "rgb":
-            rgb = self._scaler.reformat(frame, width, height, "rgb24", interpolation=_EXACT)
+        reading = self._reading
+        pix_fmt = tone.PIX_FMT if reading.is_converted else "rgb24"
+        if reading.matrix == "rgb":
+            rgb = self._scaler.reformat(frame, width, height, pix_fmt, interpolation=_EXACT)
         else:
             rgb = self._scaler.reformat(
                 frame,
                 width,
                 height,
-                "rgb24",
-                src_colorspace=_SWS_MATRIX[self._reading.matrix],
-                src_color_range=ColorRange.JPEG if self._reading.range == "full" else ColorRange.MPEG,
+                pix_fmt,
+                src_colorspace=_SWS_MATRIX[reading.matrix],
+                src_color_range=ColorRange.JPEG if reading.range == "full" else ColorRange.MPEG,
                 dst_color_range=ColorRange.JPEG,
                 interpolation=_EXACT,
             )
-        return rgb.to_ndarray()
+        values = rgb.to_ndarray()
+        if reading.is_converted:
+            return tone.to_sdr(values, transfer=reading.transfer, primaries=reading.gamut)
+        return values
 
 
 class FromRgb:

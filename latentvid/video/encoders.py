@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Literal, Protocol, cast
 
 import av
 import numpy as np
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
 from latentvid.core.errors import UsageError, did_you_mean
 from latentvid.video.color import FromRgb
+from latentvid.video.sound import Sound, copied_sound, decode_time
 
 # The number of encoder threads changes the bytes, so it is the same on every machine.
 _THREADS = 4
@@ -50,6 +53,8 @@ class EncoderSettings:
     color: Literal["bt709", "bt601"]
     frame_step: Fraction
     parameter_set: int = 0
+    sample_aspect_ratio: Fraction = Fraction(1)
+    sound: Sound | None = None
 
 
 _SUFFIXES = {
@@ -122,7 +127,9 @@ class AvEncoder:
         container_options = {"fflags": "+bitexact"}
         if target.suffix.lower() in (".mp4", ".m4v", ".mov"):
             container_options["movflags"] = "+faststart"
+        self._stack = ExitStack()
         self._container = av.open(f"file:{target}", "w", container_options=container_options)
+        self._stack.callback(self._container.close)
         try:
             stream = cast(VideoStream, self._container.add_stream(name, rate=settings.fps, options=options))
             stream.width, stream.height, stream.pix_fmt = settings.width, settings.height, pix_fmt
@@ -131,12 +138,16 @@ class AvEncoder:
             context = stream.codec_context
             context.time_base = self._tick
             context.thread_count = _THREADS
+            if settings.sample_aspect_ratio != 1:
+                context.sample_aspect_ratio = settings.sample_aspect_ratio
             if isinstance(convert, FromRgb) and settings.codec != "gif":
                 convert.tag(context)
             self._stream = stream
             self._step = max(1, round(settings.frame_step / self._tick))
+            self._sound = self._open_sound(settings.sound)
+            self._due = next(self._sound, None)
         except BaseException:
-            self._container.close()
+            self._stack.close()
             raise
 
     def add(self, rgb: np.ndarray, time_s: Fraction) -> None:
@@ -151,14 +162,30 @@ class AvEncoder:
         self._last = frame.pts
         frame.time_base = self._tick
         frame.duration = self._step
-        self._container.mux(self._stream.encode(frame))
+        self._mux(self._stream.encode(frame))
 
     def finish(self) -> None:
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
+        self._mux(self._stream.encode(None))
+        self._mux_sound(None)
+        self._stack.close()
 
     def abort(self) -> None:
-        self._container.close()
+        self._stack.close()
+
+    def _open_sound(self, sound: Sound | None) -> Iterator[Packet]:
+        if sound is None:
+            return iter(())
+        return self._stack.enter_context(copied_sound(sound, self._container))
+
+    def _mux(self, packets: list[Packet]) -> None:
+        for packet in packets:
+            self._mux_sound(decode_time(packet))
+            self._container.mux_one(packet)
+
+    def _mux_sound(self, until_s: Fraction | None) -> None:
+        while self._due is not None and (until_s is None or decode_time(self._due) <= until_s):
+            self._container.mux_one(self._due)
+            self._due = next(self._sound, None)
 
 
 def _tick(settings: EncoderSettings) -> Fraction:

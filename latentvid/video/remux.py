@@ -8,17 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
 
 import av
-from av.audio.stream import AudioStream
-from av.container import InputContainer, OutputContainer
+from av.container import OutputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
 from latentvid.core.errors import InputError, UsageError
 from latentvid.core.files import atomic_path, resource_errors
 from latentvid.video.container import open_container, reason, video_stream
+from latentvid.video.sound import Sound, copied_sound, decode_time, picture_start
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,27 +81,14 @@ def _copy(segments: Sequence[_Segment], target: OutputContainer, audio_from: Pat
         if audio_from is None:
             _mux(target, _film(segments, video))
             return
-        with open_container(audio_from) as sound_file:
-            sounds = sound_file.streams.audio
-            if not sounds:
-                _mux(target, _film(segments, video))
-                return
-            source = cast(AudioStream, sound_file.streams.best("audio") or sounds[0])
-            audio = target.add_stream_from_template(source)
-            audio.time_base = source.time_base
-            end_s = sum((s.length * s.time_base for s in segments), Fraction(0))
-            sound = _sound(sound_file, source, audio, _picture_start(audio_from), end_s)
-            _mux(target, heapq.merge(_film(segments, video), sound, key=_decode_time))
+        end_s = sum((s.length * s.time_base for s in segments), Fraction(0))
+        with copied_sound(Sound(audio_from, picture_start(audio_from), end_s), target) as sound:
+            _mux(target, heapq.merge(_film(segments, video), sound, key=decode_time))
 
 
 def _mux(target: OutputContainer, packets: Iterator[Packet]) -> None:
     for packet in packets:
         target.mux_one(packet)
-
-
-def _decode_time(packet: Packet) -> Fraction:
-    assert packet.dts is not None
-    return packet.dts * packet.time_base
 
 
 def _film(segments: Sequence[_Segment], stream: VideoStream) -> Iterator[Packet]:
@@ -170,40 +156,3 @@ def _check_alike(first: _Segment, other: _Segment) -> None:
         if getattr(first, name) != getattr(other, name):
             what = {"parameters": "encoder settings", "time_base": "clock"}.get(name, name)
             raise InputError(f"{other.path}: its {what} differs from that of {first.path}; they cannot be joined.")
-
-
-def _picture_start(path: Path) -> Fraction:
-    """Time of the first shown frame of a file with sound, 0 if it has no pictures."""
-    with open_container(path) as container:
-        if not container.streams.video:
-            return Fraction(0)
-        stream = video_stream(path, container)
-        if stream.start_time is None or stream.time_base is None:
-            return Fraction(0)
-        return stream.start_time * stream.time_base
-
-
-def _sound(
-    container: InputContainer, source: AudioStream, stream: AudioStream, start_s: Fraction, end_s: Fraction
-) -> Iterator[Packet]:
-    """Yield the sound's packets from the first picture's time to the film's end."""
-    base = source.time_base
-    assert base is not None
-    shift = round(start_s / base)
-    last_dts: int | None = None
-    try:
-        for packet in container.demux(source):
-            if packet.size == 0 or packet.pts is None or packet.dts is None:
-                continue
-            packet.pts -= shift
-            packet.dts -= shift
-            if packet.pts * base >= end_s:
-                return
-            is_before = (packet.pts + (packet.duration or 0)) * base <= 0 and not packet.is_discard
-            if is_before or (last_dts is not None and packet.dts <= last_dts):
-                continue
-            last_dts = packet.dts
-            packet.stream = stream
-            yield packet
-    except av.FFmpegError as error:
-        raise InputError(f"{container.name}: its sound cannot be read ({reason(error)}).") from error

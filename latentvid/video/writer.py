@@ -19,6 +19,7 @@ from latentvid.core.errors import LatentVidError, ResourceError, UsageError
 from latentvid.core.files import atomic_path, check_output, resource_errors
 from latentvid.video.encoders import Encoder, EncoderSettings, choose_codec, open_encoder
 from latentvid.video.pixels import to_uint8
+from latentvid.video.sound import Sound
 
 _QUEUE_FRAMES = 8
 _TICK = Fraction(1, 90_000)
@@ -50,6 +51,8 @@ class VideoWriter:
         is_variable_rate: bool = False,
         color: Literal["bt709", "bt601"] = "bt709",
         parameter_set: int = 0,
+        sample_aspect_ratio: Fraction = Fraction(1),
+        sound: Sound | None = None,
         overwrite: bool = False,
     ) -> None:
         """Check everything that can be checked before the first frame.
@@ -64,6 +67,8 @@ class VideoWriter:
             color: the YUV matrix, tagged.
             parameter_set: H.264 only: number of the parameter sets, other than 0 in segments that are to be appended
                 to a file that has its own (see `latentvid.video.append`).
+            sample_aspect_ratio: width of a pixel over its height, tagged; GIFs and stills cannot say it.
+            sound: copied along from another file; one without sound adds none.
 
         Raises:
             UsageError: the file exists (without `overwrite`), or its suffix, codec or size do not go together.
@@ -77,9 +82,12 @@ class VideoWriter:
         check_output(self._path, overwrite=overwrite)
         tick = time_base or (_TICK if is_variable_rate else None)
         codec = choose_codec(self._path, codec)
+        if sound is not None and codec in ("gif", "still"):
+            raise UsageError(f"{path}: {self._path.suffix} files hold no sound; name an .mp4 or .mkv file.")
         self._settings = EncoderSettings(
-            width, height, fps, codec, crf, preset, pix_fmt, tick, color, 1 / fps, parameter_set
-        )
+            width, height, fps, codec, crf, preset, pix_fmt, tick, color, 1 / fps, parameter_set,
+            sample_aspect_ratio, sound,
+        )  # fmt: skip
         self._overwrite = overwrite
         self._queue: queue.Queue[tuple[np.ndarray, Fraction] | None] = queue.Queue(_QUEUE_FRAMES)
         self._error: BaseException | None = None

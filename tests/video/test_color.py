@@ -56,7 +56,7 @@ def test_conversion_is_the_closed_form(matrix: str, is_full: bool, pix_fmt: str,
     low, high = (0, 256) if is_full else (16, 236)
     values = rng.integers(low << (bits - 8), high << (bits - 8), (6, 8, 3))
     frame = yuv_frame(pix_fmt, values, bits)
-    convert = ToRgb(ColorReading(matrix, "full" if is_full else "limited", None, None, (), ()))
+    convert = ToRgb(ColorReading(matrix, "full" if is_full else "limited", None, "bt709", (), ()))
     ours = convert(frame, frame.width, frame.height).reshape(6, 16, 8, 16, 3)[:, 4:12, :, 4:12]
     expected = closed_form(values.astype(float), matrix, is_full, bits)[:, None, :, None]
     # Half a level is rounding; 10 bit full range is shifted rather than divided (1020 for 1023), which costs 0.75 more.

@@ -9,14 +9,18 @@ import threading
 from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from latentvid.core.errors import UsageError
 from latentvid.video.reader import open_video
+from latentvid.video.sound import Sound
 from latentvid.video.writer import VideoWriter
 from tests.video.clips import number_of, numbered, patches, read, write
+from tests.video.test_remux import sound
 
 
 @pytest.mark.parametrize("size", [(64, 96), (97, 131), (36, 17), (2, 2), (1, 1)])
@@ -177,3 +181,48 @@ def test_queue_is_bounded(tmp_path: Path) -> None:
             writer.write(numbered(10))
             assert writer._queue.qsize() <= 8
     assert open_video(tmp_path / "a.mp4").meta.num_frames == 100
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv"])
+@pytest.mark.parametrize("ratio", [Fraction(16, 11), Fraction(3, 4)])
+def test_the_shape_of_pixels_comes_back(tmp_path: Path, name: str, ratio: Fraction) -> None:
+    meta = open_video(write(tmp_path / name, numbered(3), sample_aspect_ratio=ratio)).meta
+    assert (meta.sample_aspect_ratio, meta.width, meta.height) == (ratio, 96, 64)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_sound_is_copied_and_the_pictures_are_as_without(tmp_path: Path, name: str) -> None:
+    source = sound(tmp_path / "sound.m4a", 3)
+    video = numbered(50)
+    write(tmp_path / name, video, sound=Sound(source, Fraction(0), Fraction(2)))
+    write(tmp_path / f"silent_{name}", video)
+    assert torch.equal(read(tmp_path / name), read(tmp_path / f"silent_{name}"))
+    times = [[f.time_s for f in open_video(tmp_path / n).frames()] for n in (name, f"silent_{name}")]
+    assert times[0] == times[1]
+    assert audio_packets(tmp_path / name) == audio_packets(source)[: len(audio_packets(tmp_path / name))]
+    with av.open(str(tmp_path / name)) as container:
+        heard = sum(frame.samples for frame in container.decode(audio=0)) / 48000
+    assert heard == pytest.approx(2, abs=0.05)
+
+
+def test_sound_that_does_not_fit_is_refused_before_the_first_frame(tmp_path: Path) -> None:
+    source = tmp_path / "sound.wav"
+    with av.open(str(source), "w") as out:
+        stream = out.add_stream("adpcm_ms", rate=48000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, stream.codec_context.frame_size or 1024), np.int16), "s16", "mono"
+        )
+        frame.sample_rate = 48000
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    writer = VideoWriter(tmp_path / "a.mp4", fps=25, width=8, height=8, sound=Sound(source, Fraction(0), Fraction(2)))
+    with pytest.raises(UsageError, match="its sound does not go"):
+        writer.__enter__()
+    with pytest.raises(UsageError, match="hold no sound"):
+        VideoWriter(tmp_path / "a.gif", fps=25, width=8, height=8, sound=Sound(source, Fraction(0), Fraction(2)))
+    assert [p.name for p in tmp_path.iterdir()] == [source.name]
+
+
+def audio_packets(path: Path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(audio=0) if packet.size]
