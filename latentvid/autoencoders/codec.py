@@ -14,15 +14,18 @@ from torch import Tensor
 
 from latentvid.autoencoders.image import ImageAutoencoder
 from latentvid.autoencoders.latent_file import LatentFile, LatentWriter, Precision, describe
+from latentvid.core.errors import InputError
 from latentvid.core.files import sha256_of
 from latentvid.video.frame import Frame
 from latentvid.video.pixels import frames_to_tensor
 from latentvid.video.reader import open_video
+from latentvid.video.sound import Sound, has_sound, picture_start
 from latentvid.video.writer import VideoWriter
 
 OnFrames = Callable[[int], object]
 """Called with the number of frames just done."""
 CHUNK_FRAMES = 16
+_MOST_DELAY_S = 1
 
 
 def encode_file(
@@ -86,19 +89,25 @@ def decode_file(
     target: str | Path,
     *,
     any_vae: bool = False,
+    audio_from: Path | None = None,
     overwrite: bool = False,
     on_frames: OnFrames | None = None,
     **writing: Any,
 ) -> dict[str, Any]:
-    """Decode a latent file into a video of the recorded size, frame times and colour matrix; return what was done.
+    """Decode a latent file into a video of the recorded size, frame times, pixel aspect and colour matrix.
 
     Args:
         any_vae: accept an autoencoder that the latents were not made for.
+        audio_from: a file whose sound is copied along; its first picture is taken for the latents' first.
         writing: options of `VideoWriter` (codec, crf, preset).
+
+    Returns:
+        What was done, JSON-able.
 
     Raises:
         CheckpointError: the file is damaged, or the autoencoder does not fit it.
-        UsageError: the target exists (without `overwrite`), or cannot hold such a video.
+        InputError: the file with the sound cannot be read.
+        UsageError: the target exists (without `overwrite`), or cannot hold such a video or sound.
     """
     latents = LatentFile(source)
     latents.check_fits(autoencoder, any_vae=any_vae)
@@ -113,6 +122,8 @@ def decode_file(
         height=meta.height,
         time_base=meta.time_base if times else None,
         color=color,
+        sample_aspect_ratio=meta.sample_aspect_ratio,
+        sound=_sound(audio_from, latents, times) if audio_from else None,
         overwrite=overwrite,
         **writing,
     )
@@ -124,7 +135,33 @@ def decode_file(
             if on_frames:
                 on_frames(len(video))
     duration = float(latents.times_s[-1] - latents.times_s[0] + 1 / meta.fps)
-    return {"source": str(source), "output": str(target), "num_frames": done, "duration_s": duration}
+    facts = {"source": str(source), "output": str(target), "num_frames": done, "duration_s": duration}
+    return {**facts, "has_audio": bool(audio_from) and has_sound(cast(Path, audio_from))}
+
+
+def recorded_source(latents: LatentFile) -> Path:
+    """Return the clip that a latent file was made of: where it lay then, seen from the latents, or beside them.
+
+    Raises:
+        InputError: it is at neither place, or has changed since.
+    """
+    meta = latents.meta
+    if not meta.source_name:
+        raise InputError(f"{latents.path} was made of no clip whose sound could be copied; name a file with sound.")
+    places = [latents.path.parent / (meta.source_path or meta.source_name), latents.path.parent / meta.source_name]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise InputError(
+            f"{places[0]}, the clip that {latents.path.name} was made of, is gone; name a file with sound."
+        )
+    if sha256_of(found) != meta.source_sha256:
+        raise InputError(f"{found} has changed since {latents.path.name} was made of it; name a file with sound.")
+    return found
+
+
+def _sound(path: Path, latents: LatentFile, times: list[Fraction] | None) -> Sound:
+    first, last = (times[0], times[-1]) if times else (Fraction(0), (latents.num_frames - 1) / latents.meta.fps)
+    return Sound(path, start_s=picture_start(path) - first, end_s=last + 1 / latents.meta.fps)
 
 
 def _seen_from(folder: Path, file: Path) -> str:
@@ -140,8 +177,11 @@ def _decoded(autoencoder: ImageAutoencoder, latents: LatentFile) -> Iterator[Ten
 
 
 def _from_zero(times: list[Fraction]) -> list[Fraction]:
-    """Return times moved so that none is negative, which video files cannot hold."""
-    start = min(Fraction(0), times[0])
+    """Return times moved to begin at 0, unless they begin shortly after it: a delay of the pictures is kept.
+
+    Video files hold no negative times, and the clocks of transport streams start anywhere.
+    """
+    start = times[0] if not 0 <= times[0] <= _MOST_DELAY_S else 0
     return [time - start for time in times]
 
 
