@@ -27,7 +27,7 @@ from latentvid.core.runtime import Runtime, set_attention
 from latentvid.core.shapes import LatentShape, VideoShape
 from latentvid.denoisers.denoise import unet_denoiser
 from latentvid.denoisers.temporal_unet import TemporalUNet
-from latentvid.denoisers.text import embed
+from latentvid.denoisers.text import cross_fade, embed
 from latentvid.extension.plan import FilmPlan, Window
 from latentvid.extension.rollout import MadeWindow, roll_out
 from latentvid.extension.rules import OverlapRule, RuleConfig, Setting, Tail
@@ -63,6 +63,11 @@ class Sampling:
     rng: Rng
     latent: LatentShape
     """Of one window."""
+
+    @property
+    def num_calls(self) -> int:
+        """Denoiser calls that a window takes."""
+        return self.solver.calls_per_step * (self.num_steps - 1) + 1
 
 
 class LatentVideoPipeline(DiffusionPipeline):
@@ -216,16 +221,36 @@ class LatentVideoPipeline(DiffusionPipeline):
         return embed(self.tokenizer, self.text_encoder, prompts)
 
     def setting(
-        self, sampling: Sampling, prompts: Sequence[str], negative_prompt: str = "", *, on_call: Any = None
+        self,
+        sampling: Sampling,
+        prompts: Sequence[str],
+        negative_prompt: str = "",
+        *,
+        before: Sequence[str] | None = None,
+        rng: Rng | None = None,
+        on_call: Callable[[], None] | None = None,
     ) -> Setting:
-        """Return what a window is sampled with. `on_call()` is called after every denoiser call."""
+        """Return what a window is sampled with.
+
+        Args:
+            prompts: one per seed.
+            before: prompts that the window leads from, by a cross-fade over its frames.
+            rng: other noise than the film's.
+            on_call: called after every denoiser call.
+        """
         if len(prompts) != len(sampling.rng):
             raise UsageError(f"{len(prompts)} prompts for {len(sampling.rng)} seeds; give one each.")
-        null = self.prompt_embeddings([negative_prompt] * len(prompts)) if sampling.guidance_scale != 1 else None
+        text, null = self.prompt_embeddings(prompts), None
+        if sampling.guidance_scale != 1:
+            null = self.prompt_embeddings([negative_prompt] * len(prompts))
+        if before is not None and list(before) != list(prompts):
+            frames = sampling.latent.frames
+            text = cross_fade(self.prompt_embeddings(before), text, frames)
+            null = None if null is None else null[:, None].expand(-1, frames, -1, -1)
         denoise = unet_denoiser(
             self.unet,
             self.schedule,
-            self.prompt_embeddings(prompts),
+            text,
             null_text=null,
             guidance_scale=sampling.guidance_scale,
             guidance_rescale=sampling.guidance_rescale,
@@ -235,7 +260,7 @@ class LatentVideoPipeline(DiffusionPipeline):
             self.noise_prior,
             self.schedule,
             self.schedule.levels(sampling.num_steps),
-            sampling.rng,
+            sampling.rng if rng is None else rng,
             sampling.latent,
             self.unet.device,
         )
@@ -261,12 +286,11 @@ class LatentVideoPipeline(DiffusionPipeline):
             on_call: progress.
         """
         here: list[Any] = [None, 0]
-        calls = sampling.solver.calls_per_step * (sampling.num_steps - 1) + 1
 
         def count() -> None:
             here[1] += 1
             if on_call:
-                on_call(here[0], here[1], calls)
+                on_call(here[0], here[1], sampling.num_calls)
 
         setting = self.setting(sampling, prompts, negative_prompt, on_call=count)
 

@@ -2,54 +2,154 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from latentvid.cli import common
 from latentvid.cli.output import Output, table
 
 if TYPE_CHECKING:
-    from latentvid.core.runtime import Runtime
     from latentvid.film.make import FilmReport, Progress
+    from latentvid.film.options import FilmOptions
     from latentvid.pipeline import LatentVideoPipeline
 
-DiscardRun = Annotated[
-    bool, typer.Option("--discard-run", help="Remove the run folder when the film is finished; else it stays, OUT.run.")
+LIVE = ("luma", "saturation", "sharpness")
+"""Shifts that the progress bar shows."""
+DriftGuard = Annotated[
+    Literal["warn", "correct", "stop"] | None,
+    typer.Option(
+        "--drift-guard",
+        help="On a window that moved too far from the first: say so, bring its latents back, or stop (exit code 6).",
+    ),
 ]
-Prompts = Annotated[
-    Path | None, typer.Option("--prompts", metavar="FILE", help="YAML of frame ranges and their prompts.")
+DriftLimit = Annotated[
+    float | None,
+    typer.Option("--drift-limit", min=0.01, metavar="X", help="How far is too far, as a share: 0.3 if not given."),
 ]
-Negative = Annotated[str, typer.Option("--negative", metavar="P", help="What to lead away from.")]
-Solver = Annotated[str, typer.Option("--solver", metavar="NAME", help="euler, heun, dpmpp_2m or ancestral.")]
-Overlap = Annotated[
-    int | None,
-    typer.Option("--overlap", min=1, metavar="N", help="Frames that windows share; the model's own if not given."),
-]
-Crf = Annotated[float, typer.Option("--crf", min=0, max=51, help="H.264 quality: 0 is best, 18 looks like the source.")]
-
-DEFAULT_STEPS, DEFAULT_GUIDANCE = 20, 3.0
 
 
-def load(
-    model: str | None, *, max_memory: int | None, device: str, dtype: str, attention: str, compile_networks: bool
-) -> tuple[LatentVideoPipeline, Path, Runtime]:
-    """Return the pipeline that the flags mean, its folder, and how it was loaded.
+@dataclass(frozen=True)
+class Making:
+    """The flags that all verbs share which make films."""
 
-    Raises:
-        CheckpointError: it is missing or damaged, or none is named and there are several.
-    """
-    from latentvid.core.places import find_checkpoint
-    from latentvid.core.runtime import resolve_runtime
-    from latentvid.pipeline import LatentVideoPipeline
+    model: common.Model = None
+    frames: common.Frames = None
+    seconds: common.Seconds = None
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", metavar="FILE", help="YAML of frame ranges and their prompts.")
+    ] = None
+    negative: Annotated[str, typer.Option("--negative", metavar="P", help="What to lead away from.")] = ""
+    seed: common.Seed = 0
+    steps: common.Steps = None
+    guidance: common.Guidance = None
+    solver: Annotated[str, typer.Option("--solver", metavar="NAME", help="euler, heun, dpmpp_2m or ancestral.")] = (
+        "dpmpp_2m"
+    )
+    overlap: Annotated[
+        int | None,
+        typer.Option("--overlap", min=1, metavar="N", help="Frames that windows share; the model's own if not given."),
+    ] = None
+    drift_guard: DriftGuard = None
+    drift_limit: DriftLimit = None
+    crf: Annotated[
+        float, typer.Option("--crf", min=0, max=51, help="H.264 quality: 0 is best, 18 looks like the source.")
+    ] = 18
+    contact_sheet: common.ContactSheet = None
+    discard_run: Annotated[
+        bool,
+        typer.Option("--discard-run", help="Remove the run folder when the film is finished; else it stays, OUT.run."),
+    ] = False
+    device: common.Device = "auto"
+    dtype: common.Dtype = "auto"
+    attention: common.Attention = "auto"
+    compile_networks: common.Compile = False
+    max_memory: common.MaxMemory = None
+    overwrite: common.Overwrite = False
+    dry_run: common.DryRun = False
+    quiet: common.Quiet = False
+    json: common.Json = False
 
-    no_loading_bars()
-    folder = find_checkpoint(model) if model is not None else _only_pipeline()
-    runtime = resolve_runtime(device, dtype, attention, compile_networks)
-    return LatentVideoPipeline.from_pretrained(folder, runtime=runtime, max_memory=max_memory), folder, runtime
+    def check(self, output: Path, *, default_frames: int | None = None) -> None:
+        """Refuse lengths and outputs that cannot be, before anything is computed.
+
+        Raises:
+            UsageError: as above.
+        """
+        common.check_length(self.frames, self.seconds, default=default_frames)
+        if not self.dry_run:
+            common.check_output_pair(output, self.contact_sheet, overwrite=self.overwrite)
+
+    def load(self) -> tuple[LatentVideoPipeline, FilmOptions]:
+        """Return the pipeline that the flags mean, and the options of its film.
+
+        Raises:
+            CheckpointError: it is missing or damaged, or none is named and there are several.
+        """
+        from latentvid.core.places import find_checkpoint
+        from latentvid.core.runtime import resolve_runtime
+        from latentvid.film.prompts import read_prompts
+        from latentvid.pipeline import LatentVideoPipeline
+
+        schedule = read_prompts(self.prompts) if self.prompts is not None else None
+        no_loading_bars()
+        folder = find_checkpoint(self.model) if self.model is not None else _only_pipeline()
+        runtime = resolve_runtime(self.device, self.dtype, self.attention, self.compile_networks)
+        pipeline = LatentVideoPipeline.from_pretrained(folder, runtime=runtime, max_memory=self.max_memory)
+        rule = dict(pipeline.config.overlap_rule)
+        options: FilmOptions = {
+            "seed": self.seed,
+            "negative_prompt": self.negative,
+            "prompts": schedule,
+            "solver": self.solver,
+            "rule": rule if self.overlap is None else {**rule, "overlap": self.overlap},
+            "drift_guard": self.drift_guard,
+            "crf": self.crf,
+            "contact_sheet": self.contact_sheet,
+            "overwrite": self.overwrite,
+            "keep_run": not self.discard_run,
+            "model": folder,
+            "runtime": runtime,
+        }
+        if self.steps is not None:
+            options["num_inference_steps"] = self.steps
+        if self.guidance is not None:
+            options["guidance_scale"] = self.guidance
+        if self.drift_limit is not None:
+            options["drift_limit"] = self.drift_limit
+        return pipeline, options
+
+    def output(self) -> Output:
+        return Output(as_json=self.json, quiet=self.quiet)
+
+
+def with_making(run: Callable[..., None]) -> Callable[..., None]:
+    """Return a verb whose parameter `making` is spelled out as the flags of `Making`."""
+    hints = get_type_hints(Making, include_extras=True)
+    flags = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+        for f in fields(Making)
+    ]
+
+    @wraps(run)
+    def spelled_out(**arguments: Any) -> None:
+        making = Making(**{flag.name: arguments.pop(flag.name, flag.default) for flag in flags})
+        run(**arguments, making=making)
+
+    signature = inspect.signature(run, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.name != "making"]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + flags
+    spelled_out.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    spelled_out.__annotations__ = {p.name: p.annotation for p in parameters}
+    del spelled_out.__wrapped__
+    return spelled_out
 
 
 def no_loading_bars() -> None:
@@ -68,45 +168,44 @@ def _only_pipeline() -> Path:
     return pipelines[0] if len(pipelines) == 1 else only_checkpoint("--model")
 
 
-def sampling_flags(
-    pipeline: LatentVideoPipeline, *, steps: int | None, guidance: float | None, solver: str, overlap: int | None
-) -> dict[str, Any]:
-    """Return the sampling arguments of `generate_film` and `extend_clip` that the flags mean."""
-    rule = dict(pipeline.config.overlap_rule)
-    if overlap is not None:
-        rule["overlap"] = overlap
-    return {
-        "num_inference_steps": steps or DEFAULT_STEPS,
-        "guidance_scale": DEFAULT_GUIDANCE if guidance is None else guidance,
-        "solver": solver,
-        "rule": rule,
-    }
-
-
 @contextmanager
-def progress(out: Output, label: str) -> Iterator[Callable[[Progress], None]]:
-    """Show how a film comes along, in denoiser calls; the total becomes known with the first of them."""
-    bars: list[Any] = []
-    done = 0
+def progress(out: Output, label: str, run: Path | None = None) -> Iterator[Callable[[Progress], None]]:
+    """Show how a film comes along, in denoiser calls; the total becomes known with the first of them.
 
-    def tell(at: Progress) -> None:
-        nonlocal done
-        if not bars:
-            context = out.progress(f"{label}, {at.num_windows} windows", at.num_windows * at.num_calls, "steps")
-            bars.append(context)
-            bars.append(context.__enter__())
-            bars[1](at.window * at.num_calls)
-            done = at.window * at.num_calls
-        now = at.window * at.num_calls + at.call
-        if now > done:
-            bars[1](now - done)
-            done = now
+    Args:
+        run: a run folder; where its film can be watched meanwhile is said first, and an interrupt says how it goes on.
+    """
+    with ExitStack() as stack:
+        if run is not None:
+            stack.enter_context(interruptible(run))
+        advance: Any = None
+        done = 0
 
-    try:
+        def tell(at: Progress) -> None:
+            nonlocal advance, done
+            now = at.window * at.num_calls + at.call
+            if advance is None:
+                if run is not None:
+                    _tell_preview(run, out)
+                total = at.num_windows * at.num_calls
+                advance = stack.enter_context(out.progress(f"{label}, {at.num_windows} windows", total, "steps"))
+            if at.warning:
+                out.warn(at.warning)
+            advance(max(0, now - done), in_words({k: v for k, v in at.shifts.items() if k in LIVE}))
+            done = max(done, now)
+
+        from latentvid.metrics.shift import in_words
+
         yield tell
-    finally:
-        if bars:
-            bars[0].__exit__(None, None, None)
+
+
+def _tell_preview(run: Path, out: Output) -> None:
+    from latentvid.film.folder import RunFolder
+    from latentvid.film.preview import preview_path
+
+    playlist = preview_path(RunFolder.open(run))
+    if playlist is not None:
+        out.note(f"watch it while it is made, from its first window on: {playlist}")
 
 
 @contextmanager
@@ -137,9 +236,11 @@ def tell_estimate(
     pipeline: LatentVideoPipeline,
     output: Path,
     num_frames: int,
-    arguments: dict[str, Any],
+    options: FilmOptions,
     out: Output,
     *,
+    height: int | None = None,
+    width: int | None = None,
     clip_pixels: int | None = None,
 ) -> None:
     """Print what a film would take, and refuse it where it does not fit.
@@ -150,7 +251,9 @@ def tell_estimate(
     from latentvid.core.memory import format_bytes
     from latentvid.film.estimate import estimate_film
 
-    sampling = pipeline.sampling(**arguments)
+    names = ("num_inference_steps", "guidance_scale", "solver", "rule")
+    chosen: dict[str, Any] = {name: value for name, value in options.items() if name in names}
+    sampling = pipeline.sampling(height=height, width=width, **chosen)
     found = estimate_film(
         pipeline, output, num_frames, sampling, is_extension=clip_pixels is not None, shown_pixels=clip_pixels
     )

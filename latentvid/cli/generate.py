@@ -7,39 +7,18 @@ from typing import Annotated
 import typer
 
 from latentvid.cli import common, films
-from latentvid.cli.output import Output
 
 DEFAULT_FRAMES = 64
 
 
+@films.with_making
 def run(
     output: common.Out,
+    making: films.Making,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to show, in words.")] = "",
-    model: common.Model = None,
-    frames: common.Frames = None,
-    seconds: common.Seconds = None,
-    prompts: films.Prompts = None,
-    negative: films.Negative = "",
-    seed: common.Seed = 0,
-    steps: common.Steps = None,
-    guidance: common.Guidance = None,
-    solver: films.Solver = "dpmpp_2m",
-    overlap: films.Overlap = None,
     size: Annotated[
         str | None, typer.Option("--size", metavar="WxH", help="Pixels; what the model was trained at if not given.")
     ] = None,
-    crf: films.Crf = 18,
-    contact_sheet: common.ContactSheet = None,
-    discard_run: films.DiscardRun = False,
-    device: common.Device = "auto",
-    dtype: common.Dtype = "auto",
-    attention: common.Attention = "auto",
-    compile_networks: common.Compile = False,
-    max_memory: common.MaxMemory = None,
-    overwrite: common.Overwrite = False,
-    dry_run: common.DryRun = False,
-    quiet: common.Quiet = False,
-    json: common.Json = False,
 ) -> None:
     """Make a film from a prompt, of any length.
 
@@ -50,51 +29,29 @@ def run(
     Example:
       latentvid generate "slow clouds drifting left over hills at dusk" -o clouds.mp4 --frames 64 --seed 7
     """
-    common.check_length(frames, seconds, default=DEFAULT_FRAMES)
-    if not dry_run:
-        common.check_output_pair(output, contact_sheet, overwrite=overwrite)
+    making.check(output, default_frames=DEFAULT_FRAMES)
     height, width = parse_size(size)
-    out = Output(as_json=json, quiet=quiet)
+    out = making.output()
     from latentvid.film.folder import run_path
     from latentvid.film.generate import generate_film
-    from latentvid.film.prompts import read_prompts
     from latentvid.film.settings import as_rate
 
-    schedule = read_prompts(prompts) if prompts is not None else None
-    pipeline, folder, runtime = films.load(
-        model,
-        max_memory=max_memory,
-        device=device,
-        dtype=dtype,
-        attention=attention,
-        compile_networks=compile_networks,
-    )
-    length = common.num_frames(frames, seconds, fps=as_rate(pipeline.config.fps), default=DEFAULT_FRAMES)
-    arguments = {
-        **films.sampling_flags(pipeline, steps=steps, guidance=guidance, solver=solver, overlap=overlap),
-        "height": height,
-        "width": width,
-    }
-    if dry_run:
-        films.tell_estimate(pipeline, output, length, arguments, out)
+    pipeline, options = making.load()
+    fps = as_rate(pipeline.config.fps)
+    length = common.num_frames(making.frames, making.seconds, fps=fps, default=DEFAULT_FRAMES)
+    if making.dry_run:
+        films.tell_estimate(pipeline, output, length, options, out, height=height, width=width)
         return
-    with films.interruptible(run_path(output)), films.progress(out, "generating") as on_progress:
+    with films.progress(out, "generating", run_path(output)) as on_progress:
         report = generate_film(
             pipeline,
             prompt,
             output,
             num_frames=length,
-            seed=seed,
-            negative_prompt=negative,
-            prompts=schedule,
-            crf=crf,
-            contact_sheet=contact_sheet,
-            overwrite=overwrite,
-            keep_run=not discard_run,
-            model=folder,
-            runtime=runtime,
+            height=height,
+            width=width,
             on_progress=on_progress,
-            **arguments,
+            **options,
         )
     films.tell(report, out)
 

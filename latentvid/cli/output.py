@@ -7,9 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
-Advance = Callable[[int], None]
+
+class Advance(Protocol):
+    """Tells a progress bar of steps done, and what else to show of them."""
+
+    def __call__(self, step: int, note: str = "") -> None: ...
 
 
 class Output:
@@ -36,7 +40,7 @@ class Output:
     def progress(self, label: str, total: int | None = None, unit: str = "frames") -> Iterator[Advance]:
         """Show how far a loop is: a bar on a terminal, else a line now and then. Call the value with each step done."""
         if self.quiet:
-            yield lambda step: None
+            yield lambda step, note="": None
         elif sys.stderr.isatty():
             with _bar(label, total, unit) as advance:
                 yield advance
@@ -54,10 +58,12 @@ class _Lines:
     def __init__(self, label: str, total: int | None, unit: str, say: Callable[[str], None]) -> None:
         self.label, self.total, self.unit, self.say = label, total, unit, say
         self.done = self.shown = 0
+        self.note = ""
         self.start = self.last = time.monotonic()
 
-    def advance(self, step: int) -> None:
+    def advance(self, step: int, note: str = "") -> None:
         self.done += step
+        self.note = note
         now = time.monotonic()
         far_enough = not self.total or (self.done - self.shown) * 10 >= self.total
         if now - self.last >= self.PAUSE_S and far_enough:
@@ -69,7 +75,7 @@ class _Lines:
 
     def _show(self, now: float) -> None:
         of = f"/{self.total}" if self.total else ""
-        self.say(f"{self.label}: {self.done}{of} {self.unit}, {now - self.start:.1f} s")
+        self.say(f"{self.label}: {self.done}{of} {self.unit}, {now - self.start:.1f} s{self.note and f'; {self.note}'}")
 
 
 @contextmanager
@@ -94,7 +100,11 @@ def _bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=total)
-        yield lambda step: bar.advance(task, step)
+
+        def advance(step: int, note: str = "") -> None:
+            bar.update(task, advance=step, description=f"{label}; {note}" if note else label)
+
+        yield advance
 
 
 def table(facts: Mapping[str, Any], indent: int = 0) -> str:

@@ -13,6 +13,8 @@ from latentvid.cli.output import Output
 
 def run(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder, or the film that it makes.")],
+    drift_guard: films.DriftGuard = None,
+    drift_limit: films.DriftLimit = None,
     quiet: common.Quiet = False,
     json: common.Json = False,
 ) -> None:
@@ -30,6 +32,6 @@ def run(
     from latentvid.film.generate import resume_film
 
     path = RunFolder.open(folder).path
-    with films.interruptible(path), films.progress(out, "resuming") as on_progress:
-        report = resume_film(path, on_progress=on_progress)
+    with films.progress(out, "resuming", path) as on_progress:
+        report = resume_film(path, drift_guard=drift_guard, drift_limit=drift_limit, on_progress=on_progress)
     films.tell(report, out)

@@ -24,3 +24,9 @@ def embed(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequen
     """Return the last hidden states of `prompts`, [b l d]."""
     with torch.no_grad():
         return text_encoder(tokenize(tokenizer, prompts).to(text_encoder.device)).last_hidden_state
+
+
+def cross_fade(before: Tensor, after: Tensor, num_frames: int) -> Tensor:
+    """Lead from one embedding [b l d] to another over a window: [b t l d], the last frame all `after`."""
+    weights = torch.linspace(0, 1, num_frames + 1, device=after.device)[1:].to(after).view(1, -1, 1, 1)
+    return torch.lerp(before[:, None], after[:, None], weights)

@@ -17,6 +17,7 @@ from torch import Tensor
 from latentvid.core.config import StrictModel
 from latentvid.core.errors import UsageError
 from latentvid.core.levels import Levels, NoiseSchedule
+from latentvid.core.overlap import Order
 from latentvid.core.rng import Rng
 from latentvid.core.shapes import LatentShape
 from latentvid.extension.plan import Window
@@ -109,7 +110,7 @@ class ReuseRule(StrictModel):
 
     kind: Literal["reuse"] = "reuse"
     overlap: int = Field(4, ge=1)
-    order: Literal["mirror", "chronological"] = "chronological"
+    order: Order = "chronological"
     """"mirror" is the paper's: windows are joined like mirror images and all frames are kept. "chronological"
     lets the shared frames keep their order, so that motion does not run backwards, and shows them once."""
     recycle: float = Field(4.0, ge=0)

@@ -45,7 +45,7 @@ class FilmEstimate:
     working_bytes: int
     """Measured, besides the weights: the most that a step or a decoding took."""
     disk_bytes: int
-    """Of the run folder and the film together."""
+    """Of the run folder, its preview and the film together."""
     seconds: float
     step_seconds: float
     """Measured: one denoiser call."""
@@ -112,15 +112,14 @@ def estimate_film(
         step_bytes = max(step_bytes, LIVE_TENSORS * largest[0])
         decode = lambda: list(pipeline.autoencoder.decode([noise[0]], state=StreamState()))  # noqa: E731
         decode_s, decode_bytes = _measured(decode, device)
-    calls = sampling.solver.calls_per_step * (sampling.num_steps - 1) + 1
-    num_calls: float = plan.num_windows * calls
+    num_calls: float = plan.num_windows * sampling.num_calls
     if is_extension and isinstance(sampling.rule, ReuseRule):
         guided = 2 if sampling.guidance_scale != 1 else 1
         num_calls += INVERSION_CALLS * sampling.num_steps / guided
     factor = pipeline.autoencoder.spatial_factor
     height, width = latent.height * factor, latent.width * factor
     picture = shown_pixels or height * width
-    per_frame = 4 * latent.channels * latent.height * latent.width + 2 * BYTES_PER_PIXEL * picture
+    per_frame = 4 * latent.channels * latent.height * latent.width + 3 * BYTES_PER_PIXEL * picture
     return FilmEstimate(
         num_frames=num_frames,
         num_windows=plan.num_windows,

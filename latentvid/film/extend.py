@@ -9,27 +9,29 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from latentvid.autoencoders.latent_file import LatentWriter
 from latentvid.core.errors import CheckpointError, InputError, UsageError
 from latentvid.core.files import sha256_of
-from latentvid.core.runtime import Runtime
 from latentvid.extension.plan import Window
-from latentvid.extension.rules import OverlapRule, ReuseRule, Tail
+from latentvid.extension.rules import ReuseRule, Tail
 from latentvid.film.finish import publish, write_drift, write_sheet
 from latentvid.film.folder import SEGMENT_SUFFIXES, Carry, RunFolder, run_path, save_carry
-from latentvid.film.generate import complete, film_settings, new_run
-from latentvid.film.make import Conditions, FilmReport, OnProgress, sampling_of
-from latentvid.film.prompts import PromptSchedule
-from latentvid.film.settings import ClipSettings, FilmSettings, SourceFrames, as_rate
-from latentvid.pipeline import LatentVideoPipeline, Sampling, validate_rule
+from latentvid.film.generate import complete, new_run, weights_of
+from latentvid.film.joins import join_of
+from latentvid.film.latents import FilmLatents, end_of_film, run_of_film
+from latentvid.film.make import FilmReport, OnProgress, latent_meta, sampling_of
+from latentvid.film.options import FilmOptions, film_settings
+from latentvid.film.settings import ClipSettings, FilmSettings, OwnFilm, SourceFrames, as_rate
+from latentvid.pipeline import LatentVideoPipeline, Sampling
 from latentvid.sampling.inversion import invert
 from latentvid.sampling.staged import guided_steps, overlap_frames
 from latentvid.temporal.context import StreamState
@@ -39,6 +41,9 @@ from latentvid.video.pixels import resize, to_float
 from latentvid.video.reader import open_video
 from latentvid.video.remux import concat_segments
 from latentvid.video.writer import VideoWriter
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 SAME_RATE = 0.1
 """Rates that differ by no more than this share count as one."""
@@ -55,22 +60,9 @@ def extend_clip(
     *,
     num_frames: int,
     prompt: str = "",
-    seed: int = 0,
-    negative_prompt: str = "",
-    prompts: PromptSchedule | None = None,
-    num_inference_steps: int = 20,
-    guidance_scale: float = 3.0,
-    guidance_rescale: float = 0.0,
-    solver: str = "dpmpp_2m",
-    rule: OverlapRule | Mapping[str, Any] | None = None,
     source_frames: SourceFrames = "auto",
-    crf: float = 18,
-    contact_sheet: str | Path | None = None,
-    overwrite: bool = False,
-    keep_run: bool = True,
-    model: str | Path | None = None,
-    runtime: Runtime | None = None,
     on_progress: OnProgress | None = None,
+    **options: Unpack[FilmOptions],
 ) -> FilmReport:
     """Continue a clip by `num_frames` frames, counted at the clip's own rate. The clip itself is never changed.
 
@@ -99,33 +91,21 @@ def extend_clip(
     with open_video(clip) as reader:
         meta = reader.meta
     facts = _clip_settings(pipeline, clip, meta, num_frames, source_frames)
-    height, width = model_size(pipeline, meta.height, meta.width)
+    own = RunFolder.open(facts.own.run) if facts.own else None
+    size = (own.settings.height, own.settings.width) if own else model_size(pipeline, meta.height, meta.width)
     settings = film_settings(
         pipeline,
         out,
+        options,
         kind="extend",
         prompt=prompt,
         num_frames=model_frames_of(pipeline, meta.fps, num_frames),
-        seed=seed,
-        negative_prompt=negative_prompt,
-        prompts=prompts,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        guidance_rescale=guidance_rescale,
-        solver=solver,
-        rule=validate_rule(rule if rule is not None else pipeline.config.overlap_rule),
-        height=height,
-        width=width,
+        height=size[0],
+        width=size[1],
         fps=facts.fps,
-        crf=crf,
-        contact_sheet=contact_sheet,
-        overwrite=overwrite,
-        keep_run=keep_run,
-        model=model,
-        runtime=runtime,
         clip=facts,
     )
-    run = new_run(pipeline, settings, run_path(out), given=settings.rule.overlap)
+    run = new_run(pipeline, settings, run_path(out), given=given_frames(settings))
     with run.locked():
         prepare_clip(run, pipeline)
         return complete(run, pipeline, clip_shots(run), on_progress=on_progress)
@@ -173,26 +153,52 @@ def prepare_clip(run: RunFolder, pipeline: LatentVideoPipeline) -> None:
         raise InputError(f"{clip.path}: the clip that {run.path} continues is gone or was changed.")
     if clip.how is None:
         _decide(run)
-    sampling = sampling_of(pipeline, settings)
-    rule = sampling.rule
     with torch.no_grad():
-        frames, latents = clip_tail(pipeline, sampling, settings)
-        state = StreamState()
-        for _ in pipeline.autoencoder.decode([latents], state=state):
-            pass
-        tail = Tail(latents[None, :, -rule.overlap :])
-        if isinstance(rule, ReuseRule):
-            tail = invert_tail(pipeline, sampling, settings, latents[None], rule)
-    save_carry(run.carry(0), Carry(tail, state.detach(), frames[-1]))
+        latents, carry = encoded_end(pipeline, settings) if clip.own is None else own_end(pipeline, settings, clip.own)
+        carry = carry or end_of_latents(pipeline, settings, latents)
+    meta = latent_meta(pipeline, settings)
+    with LatentWriter(run.given, meta, overwrite=True) as writer:
+        writer.write(latents, [number / meta.fps for number in range(latents.shape[1])])
+    save_carry(run.carry(0), carry)
 
 
-def clip_tail(pipeline: LatentVideoPipeline, sampling: Sampling, settings: FilmSettings) -> tuple[Tensor, Tensor]:
-    """Return the clip's last frames as the model sees them: pixels [t 3 h w], and latents [c t h w]."""
-    rule = sampling.rule
-    count = sampling.latent.frames if isinstance(rule, ReuseRule) else rule.overlap
-    frames = context_frames(settings, count)
-    latents = torch.cat(list(pipeline.autoencoder.encode([frames])), dim=1)
-    return frames, latents.to(pipeline.unet.device)
+def given_frames(settings: FilmSettings) -> int:
+    """Return how many frames the plan counts before the first new one."""
+    own = _clip_of(settings).own
+    # Counting on from a film of ours, new frames take noise that none of its own had.
+    return settings.rule.overlap if own is None else max(settings.rule.overlap, own.num_frames)
+
+
+def encoded_end(pipeline: LatentVideoPipeline, settings: FilmSettings) -> tuple[Tensor, Carry | None]:
+    """Return the latents of the clip's last frames, a window of them, [c t h w]."""
+    frames = context_frames(settings, pipeline.config.num_frames)
+    return torch.cat(list(pipeline.autoencoder.encode([frames])), dim=1), None
+
+
+def own_end(pipeline: LatentVideoPipeline, settings: FilmSettings, own: OwnFilm) -> tuple[Tensor, Carry | None]:
+    """Return the latents that a film of ours ended with, and what its next window would have started from, if known.
+
+    Raises:
+        InputError: its run folder is gone, or holds another film by now.
+    """
+    clip = _clip_of(settings)
+    run = run_of_film(Path(clip.path), clip.sha256, pipeline)
+    if run is None or FilmLatents(run).stop != own.num_frames:
+        raise InputError(f"{own.run}, whose latents the film goes on from, is gone or was changed.")
+    latents = FilmLatents(run).tail(pipeline.config.num_frames)
+    return latents, end_of_film(run, settings, weights_of(pipeline), pipeline.unet.device)
+
+
+def end_of_latents(pipeline: LatentVideoPipeline, settings: FilmSettings, latents: Tensor) -> Carry:
+    """Return what a window starts from that goes on after these latents [c t h w], as if the model had made them."""
+    sampling = sampling_of(pipeline, settings)
+    rule, latents = sampling.rule, latents.to(pipeline.unet.device)
+    state = StreamState()
+    frames = torch.cat(list(pipeline.autoencoder.decode([latents], state=state)))
+    tail = Tail(latents[None, :, -rule.overlap :])
+    if isinstance(rule, ReuseRule):
+        tail = invert_tail(pipeline, sampling, settings, latents[None], rule)
+    return Carry(tail, state.detach(), frames[-1].cpu())
 
 
 def context_frames(settings: FilmSettings, count: int) -> Tensor:
@@ -226,8 +232,7 @@ def invert_tail(
 ) -> Tail:
     """Return the tail that a window of these latents [1 c t h w] would have left, had it been sampled."""
     prompt = settings.prompt if settings.prompts is None else settings.prompts.at(0)
-    conditions = Conditions(pipeline, sampling, settings)
-    setting = conditions.setting(prompt, prompt, rng=sampling.rng, guidance_scale=1.0)
+    setting = pipeline.setting(replace(sampling, guidance_scale=1.0), [prompt])
     states = invert(setting.denoise, latents, setting.levels, num_iterations=INVERSION_CALLS)
     num_recorded = max(guided_steps(rule.overlap, 1.0, len(setting.levels)))
     trajectory = overlap_frames(states[:num_recorded], rule.overlap, rule.order)
@@ -307,7 +312,8 @@ def finish_extension(run: RunFolder) -> tuple[dict[str, float], list[str]]:
     publish(run, joined)
     drift = write_drift(run)
     write_sheet(run)
-    return drift, notes_of(run.settings)
+    join = join_of(run.film, clip.num_frames)
+    return {**drift, **join.to_dict()}, [*notes_of(run.settings), join.in_words()]
 
 
 def notes_of(settings: FilmSettings) -> list[str]:
@@ -320,6 +326,8 @@ def notes_of(settings: FilmSettings) -> list[str]:
             "reencode": f"the clip's frames were encoded again, at crf {settings.crf:g}.",
         }[clip.how or "reencode"]
     ]
+    if clip.own is not None:
+        notes.append(f"it goes on from the latents in {clip.own.run}, not from encoded frames.")
     if (clip.height, clip.width) != (settings.height, settings.width):
         notes.append(
             f"the model worked at {settings.width}x{settings.height}; "
@@ -395,9 +403,12 @@ def _clip_settings(
 ) -> ClipSettings:
     if num_frames < 1:
         raise UsageError(f"num_frames={num_frames} must be at least 1.")
+    digest = sha256_of(clip)
+    run = run_of_film(clip, digest, pipeline)
     return ClipSettings(
         path=str(clip.resolve()),
-        sha256=sha256_of(clip),
+        sha256=digest,
+        own=OwnFilm(run=str(run.path.resolve()), num_frames=FilmLatents(run).stop) if run else None,
         width=meta.width,
         height=meta.height,
         fps=str(meta.fps),

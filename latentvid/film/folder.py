@@ -4,8 +4,10 @@
       run.json               settings, plan, hashes of the weights, versions; the film's hash once it is finished
       windows/000007.json    written last: with it, window 7 is complete
       windows/000007.safetensors, .mp4      its latents and its encoded segment
+      given.safetensors      latents of the last frames of the clip that is continued, where there is one
       carry/000008.safetensors              what window 8 starts from; only the newest is kept
       drift.json, drift.png  how the film develops
+      preview.m3u8, preview/000007.ts       the windows as a playlist, to be watched while later ones are made
 
 Nothing in memory or in the carry grows with the number of windows.
 """
@@ -18,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel
@@ -102,8 +104,21 @@ class RunFolder:
     def save(self) -> None:
         write_json(self.path / "run.json", self.record.model_dump(mode="json"))
 
+    def change(self, **settings: Any) -> None:
+        """Go on with other settings where a value is given."""
+        given = {name: value for name, value in settings.items() if value is not None}
+        if given:
+            changed = validate({**self.settings.model_dump(), **given}, FilmSettings)
+            self.record = self.record.model_copy(update={"settings": changed})
+            self.save()
+
     def latents(self, index: int) -> Path:
         return self.path / "windows" / f"{index:06d}.safetensors"
+
+    @property
+    def given(self) -> Path:
+        """The latents of the last frames of the clip that the film continues."""
+        return self.path / "given.safetensors"
 
     def segment(self, index: int) -> Path:
         return self.path / "windows" / f"{index:06d}{self.segment_suffix}"
@@ -179,7 +194,7 @@ class RunFolder:
     def sweep(self) -> None:
         """Finish, or remove, what a killed process left half-done."""
         self.take_staged()
-        for folder in (self.path, self.path / "windows", self.path / "carry"):
+        for folder in (self.path, *(self.path / name for name in ("windows", "carry", "preview"))):
             for file in folder.glob(".*"):
                 if file.is_file() and file.name != _LOCK:
                     file.unlink(missing_ok=True)
@@ -225,7 +240,7 @@ def clear_run(path: Path, *, overwrite: bool) -> None:
     """
     if not path.exists():
         return
-    is_empty = path.is_dir() and not any(path.iterdir())
+    is_empty = path.is_dir() and not any(file.is_file() and file.name[0] != "." for file in path.rglob("*"))
     if not is_empty and not (path / "run.json").is_file():
         raise UsageError(f"{path} is in the way and is no run folder; name another output.")
     if not is_empty and not overwrite:

@@ -5,28 +5,29 @@ from __future__ import annotations
 import platform
 import time
 import warnings
-from collections.abc import Mapping
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import diffusers
 import torch
 
 from latentvid import __version__
 from latentvid.autoencoders.image import hash_weights
-from latentvid.core.errors import CheckpointError, UsageError
-from latentvid.core.files import check_output
-from latentvid.core.runtime import Runtime, resolve_runtime
-from latentvid.extension.rules import OverlapRule
+from latentvid.core.errors import CheckpointError
+from latentvid.core.runtime import resolve_runtime
 from latentvid.film.finish import discard, finish
 from latentvid.film.folder import SEGMENT_SUFFIXES, RunFolder, run_path
+from latentvid.film.guard import guard_notes
 from latentvid.film.make import FilmReport, Maker, OnProgress, PlainShots, Shots, resumable, sampling_of
-from latentvid.film.prompts import PromptSchedule
-from latentvid.film.settings import FilmSettings, Place, RunRecord, as_rate
-from latentvid.pipeline import LatentVideoPipeline, validate_rule
-from latentvid.video.encoders import choose_codec
+from latentvid.film.options import FilmOptions, film_settings
+from latentvid.film.preview import Preview
+from latentvid.film.settings import DriftGuard, FilmSettings, RunRecord
+from latentvid.pipeline import LatentVideoPipeline
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def generate_film(
@@ -35,23 +36,10 @@ def generate_film(
     out: str | Path,
     *,
     num_frames: int | None = None,
-    seed: int = 0,
-    negative_prompt: str = "",
-    prompts: PromptSchedule | None = None,
-    num_inference_steps: int = 20,
-    guidance_scale: float = 3.0,
-    guidance_rescale: float = 0.0,
-    solver: str = "dpmpp_2m",
-    rule: OverlapRule | Mapping[str, Any] | None = None,
     height: int | None = None,
     width: int | None = None,
-    crf: float = 18,
-    contact_sheet: str | Path | None = None,
-    overwrite: bool = False,
-    keep_run: bool = True,
-    model: str | Path | None = None,
-    runtime: Runtime | None = None,
     on_progress: OnProgress | None = None,
+    **options: Unpack[FilmOptions],
 ) -> FilmReport:
     """Make a film of any length in constant memory. Its first frames do not depend on its length.
 
@@ -63,76 +51,28 @@ def generate_film(
         prompt: what to show.
         out: `.mp4`, `.m4v`, `.mov` or `.mkv`; `.gif`; `.png`, `.jpg` or `.webp` for a single frame.
         num_frames: one window by default.
-        prompts: other prompts on the way, instead of `prompt`.
-        crf: H.264 quality, 0 (best) .. 51.
-        contact_sheet: PNG of evenly spaced frames.
-        overwrite: replace an older film and its run folder.
-        keep_run: leave the run folder there when the film is finished.
-        model: folder that the pipeline was loaded from, for resuming.
-        runtime: what it was loaded with.
+        height, width: in pixels; what the model was trained at by default.
         on_progress: hears of every denoiser call.
+        options: as `FilmOptions` lists them.
 
     Raises:
         UsageError: an output that exists or cannot be written, or settings that cannot be.
         ResourceError: disk or device gave out; the run can be resumed.
+        PartialFailure: the drift guard stopped it; the run can be resumed.
     """
     out = Path(out)
     settings = film_settings(
         pipeline,
         out,
+        options,
         prompt=prompt,
         num_frames=num_frames or pipeline.config.num_frames,
-        seed=seed,
-        negative_prompt=negative_prompt,
-        prompts=prompts,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        guidance_rescale=guidance_rescale,
-        solver=solver,
-        rule=validate_rule(rule if rule is not None else pipeline.config.overlap_rule),
         height=height or pipeline.default_size[0],
         width=width or pipeline.default_size[1],
-        crf=crf,
-        contact_sheet=contact_sheet,
-        overwrite=overwrite,
-        keep_run=keep_run,
-        model=model,
-        runtime=runtime,
     )
     run = new_run(pipeline, settings, run_path(out))
     with run.locked():
         return complete(run, pipeline, plain_shots(run), on_progress=on_progress)
-
-
-def film_settings(
-    pipeline: LatentVideoPipeline,
-    out: Path,
-    *,
-    model: str | Path | None,
-    runtime: Runtime | None,
-    contact_sheet: str | Path | None,
-    overwrite: bool,
-    **given: Any,
-) -> FilmSettings:
-    """Check the outputs, and return the settings of a new film.
-
-    Raises:
-        UsageError: an output exists or cannot be written.
-    """
-    check_output(out, overwrite=overwrite)
-    if choose_codec(out, None) == "still" and given["num_frames"] > 1:
-        raise UsageError(f"{out}: a {out.suffix} file holds one picture; name a video file, or ask for 1 frame.")
-    if contact_sheet is not None:
-        check_output(contact_sheet, overwrite=overwrite)
-    fps = str(as_rate(pipeline.config.fps))
-    return FilmSettings(
-        film=out.name,
-        contact_sheet=str(Path(contact_sheet).resolve()) if contact_sheet is not None else None,
-        overwrite=overwrite,
-        model=str(Path(model).resolve()) if model is not None else None,
-        place=_place(runtime, pipeline),
-        **{"fps": fps, "model_fps": fps, **given},
-    )
 
 
 def new_run(pipeline: LatentVideoPipeline, settings: FilmSettings, path: Path, *, given: int = 0) -> RunFolder:
@@ -149,13 +89,19 @@ def new_run(pipeline: LatentVideoPipeline, settings: FilmSettings, path: Path, *
 
 
 def resume_film(
-    run: str | Path, *, pipeline: LatentVideoPipeline | None = None, on_progress: OnProgress | None = None
+    run: str | Path,
+    *,
+    pipeline: LatentVideoPipeline | None = None,
+    drift_guard: DriftGuard | None = None,
+    drift_limit: float | None = None,
+    on_progress: OnProgress | None = None,
 ) -> FilmReport:
     """Go on where a run stopped; the film becomes the one that the run was begun for, byte for byte.
 
     Args:
         run: the folder, or the film that it makes.
         pipeline: the model, if it was not loaded from a folder.
+        drift_guard, drift_limit: from now on, instead of the run's own.
 
     Raises:
         InputError: no run folder.
@@ -170,6 +116,7 @@ def resume_film(
         check_model(folder, pipeline)
         done = folder.num_complete()
         folder.verify(done)
+        folder.change(drift_guard=drift_guard, drift_limit=drift_limit)
         if folder.settings.clip is not None and not done:
             prepare_clip(folder, pipeline)
         return complete(folder, pipeline, shots_of(folder), first=done, on_progress=on_progress)
@@ -281,18 +228,13 @@ def finish_run(run: RunFolder) -> tuple[dict[str, float], list[str]]:
     """Join a run's film; return the drift's summary and what the user should know."""
     with resumable(run.path):
         if run.settings.clip is None:
-            return finish(run), []
-        from latentvid.film.extend import finish_extension
+            drift, notes = finish(run), []
+        else:
+            from latentvid.film.extend import finish_extension
 
-        return finish_extension(run)
-
-
-def _place(runtime: Runtime | None, pipeline: LatentVideoPipeline) -> Place:
-    if runtime is None:
-        dtype = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[pipeline.unet.dtype]
-        return Place(device=str(pipeline.unet.device), dtype=dtype, threads=torch.get_num_threads())
-    about = runtime.describe()
-    return Place(**{name: about[name] for name in ("device", "dtype", "attention", "compile", "threads")})
+            drift, notes = finish_extension(run)
+        Preview(run).show(run.record.num_windows, is_whole=True)
+        return drift, [*notes, *guard_notes(run)]
 
 
 def _versions() -> dict[str, str]:

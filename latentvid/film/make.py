@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -13,20 +13,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from latentvid.autoencoders.latent_file import LatentWriter, describe
+from latentvid.autoencoders.latent_file import LatentMeta, LatentWriter, describe
 from latentvid.core.errors import ResourceError
-from latentvid.core.levels import Level
 from latentvid.core.rng import Rng
-from latentvid.denoisers.denoise import unet_denoiser
 from latentvid.extension.plan import FilmPlan, Window
 from latentvid.extension.rollout import MadeWindow, make_window
 from latentvid.extension.rules import Setting
 from latentvid.film.folder import Carry, RunFolder, load_carry, save_carry, settle
-from latentvid.film.prompts import cross_fade
+from latentvid.film.guard import Guard
+from latentvid.film.preview import Preview
 from latentvid.film.settings import FilmSettings, WindowRecord
 from latentvid.metrics.drift import Drift
 from latentvid.pipeline import LatentVideoPipeline, Sampling
-from latentvid.sampling.solver import Denoise
 from latentvid.temporal.context import StreamState
 from latentvid.video.writer import VideoWriter
 
@@ -42,6 +40,10 @@ class Progress:
     """Denoiser calls done in it."""
     num_calls: int
     """Denoiser calls that a window takes."""
+    shifts: Mapping[str, float] = field(default_factory=dict)
+    """How far the newest finished window lies from its scene's first, see `latentvid.metrics.shift`."""
+    warning: str = ""
+    """What the drift guard has to say of that window."""
 
 
 OnProgress = Callable[[Progress], None]
@@ -110,66 +112,6 @@ class PlainShots:
         return {"codec": "ffv1"} if self.keeps_bits else {"codec": "h264", "crf": self.settings.crf}
 
 
-class Conditions:
-    """Text for every window, and the settings that windows are sampled with."""
-
-    def __init__(
-        self,
-        pipeline: LatentVideoPipeline,
-        sampling: Sampling,
-        settings: FilmSettings,
-        *,
-        on_call: Callable[[], None] | None = None,
-    ) -> None:
-        self.pipeline, self.sampling, self.settings = pipeline, sampling, settings
-        self.on_call = on_call
-        self._texts: dict[str, Tensor] = {}
-        guided = sampling.guidance_scale != 1
-        self._null = pipeline.prompt_embeddings([settings.negative_prompt]) if guided else None
-
-    def setting(self, before: str, prompt: str, *, rng: Rng, guidance_scale: float | None = None) -> Setting:
-        """Return what a window that leads from one prompt to another is sampled with."""
-        pipeline, sampling = self.pipeline, self.sampling
-        text, null = self._embed(prompt), self._null
-        if before != prompt:
-            text = cross_fade(self._embed(before), text, sampling.latent.frames)
-            null = None if null is None else null[:, None].expand(-1, sampling.latent.frames, -1, -1)
-        scale = sampling.guidance_scale if guidance_scale is None else guidance_scale
-        denoise = unet_denoiser(
-            pipeline.unet,
-            pipeline.schedule,
-            text,
-            null_text=null,
-            guidance_scale=scale,
-            guidance_rescale=sampling.guidance_rescale,
-        )
-        return Setting(
-            self._counted(denoise),
-            pipeline.noise_prior,
-            pipeline.schedule,
-            pipeline.schedule.levels(sampling.num_steps),
-            rng,
-            sampling.latent,
-            pipeline.unet.device,
-        )
-
-    def _embed(self, prompt: str) -> Tensor:
-        if prompt not in self._texts:
-            if len(self._texts) > 1:  # a fade needs two; a film of many scenes must not keep them all
-                self._texts.pop(next(iter(self._texts)))
-            self._texts[prompt] = self.pipeline.prompt_embeddings([prompt])
-        return self._texts[prompt]
-
-    def _counted(self, denoise: Denoise) -> Denoise:
-        def denoise_and_count(x: Tensor, level: Level) -> Tensor:
-            clean = denoise(x, level)
-            if self.on_call is not None:
-                self.on_call()
-            return clean
-
-        return denoise_and_count
-
-
 class Maker:
     """Makes the windows of one film, each from the carry of the one before.
 
@@ -187,16 +129,10 @@ class Maker:
         self.pipeline, self.run, self.shots, self.on_progress = pipeline, run, shots, on_progress
         self.plan = FilmPlan(**run.record.plan)  # type: ignore[arg-type]
         self.sampling = sampling_of(pipeline, settings)
-        self.conditions = Conditions(pipeline, self.sampling, settings, on_call=lambda: self._tell(self._calls + 1))
-        self.num_calls = self.sampling.solver.calls_per_step * (self.sampling.num_steps - 1) + 1
+        self.guard = Guard(run, self.plan)
+        self.preview = Preview(run)
         self._window, self._calls = 0, 0
-        self._meta = describe(
-            pipeline.autoencoder,
-            height=settings.height,
-            width=settings.width,
-            fps=Fraction(settings.model_fps),
-            time_base=1 / Fraction(settings.model_fps),
-        )
+        self._meta = latent_meta(pipeline, settings)
 
     @torch.no_grad()
     def make(self, first: int, carry: Carry | None = None) -> None:
@@ -208,6 +144,7 @@ class Maker:
         if first == len(self.plan):
             return
         with resumable(self.run.path):
+            self.preview.show(first)
             if carry is None and (first or self.run.carry(0).is_file()):
                 carry = load_carry(self.run.carry(first), self.pipeline.unet.device)
             carry = settle(carry or Carry())
@@ -218,11 +155,14 @@ class Maker:
         start = time.perf_counter()
         self.begin(window)
         before, prompt = self.run.settings.prompts_of(self.plan, window.index)
-        setting = self.conditions.setting(before, prompt, rng=self.sampling.rng)
+        setting = self.setting(before, prompt)
         made = make_window(window, self.sampling.rule, self.sampling.solver, setting, carry.tail)
+        made, is_corrected = self.guard.correct(window.index, made, rule=self.sampling.rule, levels=setting.levels)
         state = carry.decoder or StreamState()
         frames = self.pipeline.decode_window(made, 0, state).cpu()
         after = settle(Carry(made.tail, state.detach(), frames[-1].clone()))
+        curves = self._curves(window, frames, carry.last_frame)
+        shifts = self.guard.judge(window.index, curves)
         num_shown = self.write(window, made, frames)
         save_carry(self.run.carry(window.index + 1), after)
         self.run.commit(
@@ -234,11 +174,25 @@ class Maker:
                 prompt=prompt,
                 seed=self.sampling.rng.seeds[0],
                 sha256=self.run.hashes(*self.files(window.index, num_shown), self.run.carry(window.index + 1)),
-                curves=self._curves(window, frames, carry.last_frame),
+                curves=curves,
+                shifts=shifts,
+                is_corrected=is_corrected,
                 seconds=round(time.perf_counter() - start, 3),
             )
         )
+        self.preview.show(window.index + 1)
         return after
+
+    def setting(self, before: str, prompt: str, *, rng: Rng | None = None) -> Setting:
+        """Return what a window that leads from one prompt to another is sampled with."""
+        return self.pipeline.setting(
+            self.sampling,
+            [prompt],
+            self.run.settings.negative_prompt,
+            before=[before],
+            rng=rng,
+            on_call=lambda: self._tell(self._calls + 1),
+        )
 
     def begin(self, window: Window) -> None:
         """Tell that a window is begun."""
@@ -278,7 +232,11 @@ class Maker:
     def _tell(self, calls: int) -> None:
         self._calls = calls
         if self.on_progress is not None:
-            self.on_progress(Progress(self._window, len(self.plan), calls, self.num_calls))
+            guard = self.guard
+            at = Progress(
+                self._window, len(self.plan), calls, self.sampling.num_calls, guard.shifts, guard.take_warning()
+            )
+            self.on_progress(at)
 
 
 def sampling_of(pipeline: LatentVideoPipeline, settings: FilmSettings) -> Sampling:
@@ -293,6 +251,12 @@ def sampling_of(pipeline: LatentVideoPipeline, settings: FilmSettings) -> Sampli
         height=settings.height,
         width=settings.width,
     )
+
+
+def latent_meta(pipeline: LatentVideoPipeline, settings: FilmSettings) -> LatentMeta:
+    """Return what the latent files of a film say of it."""
+    fps = Fraction(settings.model_fps)
+    return describe(pipeline.autoencoder, height=settings.height, width=settings.width, fps=fps, time_base=1 / fps)
 
 
 def measure(frames: Tensor, before: Tensor | None) -> dict[str, list[float]]:

@@ -6,9 +6,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import field_validator
-from torch import Tensor
 
 from latentvid.core.config import StrictModel, load_config
 from latentvid.extension.plan import Window
@@ -75,12 +73,6 @@ def read_prompts(path: str | Path) -> PromptSchedule:
         UsageError: it cannot be read, or its ranges do not follow each other.
     """
     return load_config(path, PromptSchedule)
-
-
-def cross_fade(before: Tensor, after: Tensor, num_frames: int) -> Tensor:
-    """Lead from one embedding [b l d] to another over a window: [b t l d], the last frame all `after`."""
-    weights = torch.linspace(0, 1, num_frames + 1, device=after.device)[1:].to(after).view(1, -1, 1, 1)
-    return torch.lerp(before[:, None], after[:, None], weights)
 
 
 def _bounds(words: str) -> tuple[int, int | None]:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from latentvid.autoencoders.latent_file import LatentFile
 from latentvid.core.errors import CheckpointError, UsageError
 from latentvid.core.rng import Rng
 from latentvid.extension.plan import Window
@@ -22,7 +20,9 @@ from latentvid.extension.rollout import MadeWindow
 from latentvid.extension.rules import ContextRule, Setting, Tail
 from latentvid.film.folder import RunFolder
 from latentvid.film.generate import check_model, finish_run, load_pipeline, report_of, shots_of
+from latentvid.film.latents import FilmLatents
 from latentvid.film.make import FilmReport, Maker, OnProgress, measure, resumable
+from latentvid.film.preview import Preview
 from latentvid.film.settings import Reroll, WindowRecord
 from latentvid.pipeline import LatentVideoPipeline, Sampling
 from latentvid.sampling.context import with_clean_context
@@ -73,6 +73,7 @@ def reroll_window(
         again = _Again(maker, index, seed, prompt)
         with torch.no_grad(), resumable(folder.path):
             again.make()
+        Preview(folder).part(index).unlink(missing_ok=True)
         drift, notes = finish_run(folder)
         return report_of(folder, shots, start=start, first=index, drift=drift, notes=notes)
 
@@ -83,6 +84,7 @@ class _Again:
     def __init__(self, maker: Maker, index: int, seed: int | None, prompt: str | None) -> None:
         self.maker, self.run, self.pipeline = maker, maker.run, maker.pipeline
         self.window = maker.plan[index]
+        self.latents = FilmLatents(self.run)
         self.old = self.run.window(index)
         count = sum(reroll.window == index for reroll in self.run.record.rerolls)
         own_seed = Rng(self.run.settings.seed).seed_of(f"reroll/{index}/{count}") % 2**31
@@ -93,12 +95,11 @@ class _Again:
         started = time.perf_counter()
         window, sampling = self.window, self.maker.sampling
         anchors, places = self.anchors(sampling)
-        conditions = self.maker.conditions
-        before = conditions.settings.prompts_of(self.maker.plan, window.index)[0]
+        before = self.run.settings.prompts_of(self.maker.plan, window.index)[0]
         if self.prompt != self.old.prompt or before == self.old.prompt:
             before = self.prompt
         self.maker.begin(window)
-        setting = conditions.setting(before, self.prompt, rng=Rng(self.seed))
+        setting = self.maker.setting(before, self.prompt, rng=Rng(self.seed))
         clean = sample_between(setting, sampling, window, anchors, places)
         new = clean[:, :, window.new_from - window.start :]
         state = self.prime()
@@ -146,30 +147,11 @@ class _Again:
                 f"window {window.index} shares all its frames with its neighbours; windows of more than "
                 f"{2 * overlap} frames can be made again."
             )
-        frames = [self.frame(window.start + place) for place in places]
         device = self.pipeline.unet.device
-        if not frames:
-            latent = sampling.latent.with_frames(0)
-            return torch.zeros(latent.dims, device=device), []
-        return torch.stack(frames, dim=1)[None].to(device), places
-
-    def frame(self, number: int) -> Tensor:
-        """Return the latents of one frame of the film, [c h w]; numbers count as the plan's."""
-        plan = self.maker.plan
-        if number < plan.given:
-            return self._clip_latents[:, number - plan.given]
-        for index in range(max(0, (number - plan.given) // plan.window), len(plan)):
-            window = plan[index]
-            if window.new_from <= number < window.keep_until:
-                at = number - window.new_from
-                return LatentFile(self.run.latents(index)).read(at, at + 1)[:, 0]
-        raise UsageError(f"frame {number} is not in the film.")
-
-    @cached_property
-    def _clip_latents(self) -> Tensor:
-        from latentvid.film.extend import clip_tail
-
-        return clip_tail(self.pipeline, self.maker.sampling, self.run.settings)[1].cpu()
+        if not places:
+            return torch.zeros(sampling.latent.with_frames(0).dims, device=device), []
+        numbers = [window.start + place for place in places]
+        return torch.cat([self.latents.read(n, n + 1) for n in numbers], dim=1)[None].to(device), places
 
     def prime(self) -> StreamState:
         """Return where decoding stands in front of the window's first new frame."""
@@ -179,7 +161,7 @@ class _Again:
             for module in self.pipeline.autoencoder.modules()
             if isinstance(module, TemporalConvolution)
         )
-        first = max(0, self.window.new_from - reach - 1)
+        first = max(self.latents.first, self.window.new_from - reach - 1)
         for chunk in self._chunks(first, self.window.new_from):
             for _ in self.pipeline.autoencoder.decode([chunk], state=state):
                 pass
@@ -187,8 +169,7 @@ class _Again:
 
     def _chunks(self, start: int, stop: int) -> Iterator[Tensor]:
         for at in range(start, stop, PRIMING_CHUNK):
-            frames = [self.frame(number) for number in range(at, min(stop, at + PRIMING_CHUNK))]
-            yield torch.stack(frames, dim=1).to(self.pipeline.unet.device)
+            yield self.latents.read(at, min(stop, at + PRIMING_CHUNK)).to(self.pipeline.unet.device)
 
 
 def sample_between(setting: Setting, sampling: Sampling, window: Window, anchors: Tensor, places: list[int]) -> Tensor:

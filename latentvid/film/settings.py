@@ -12,6 +12,7 @@ from latentvid.extension.plan import FilmPlan
 from latentvid.extension.rules import RuleConfig
 from latentvid.film.prompts import PromptSchedule
 
+DriftGuard = Literal["warn", "correct", "stop"]
 SourceFrames = Literal["auto", "copy", "lossless", "reencode"]
 
 
@@ -23,6 +24,14 @@ class Place(StrictModel):
     attention: str = "sdpa"
     compile: bool = False
     threads: int = 1
+
+
+class OwnFilm(StrictModel):
+    """The run of ours that made the clip, found by the clip's hash."""
+
+    run: str
+    num_frames: int = Field(ge=1)
+    """Frames of its latents, as its plan counts them; the new film counts on from there."""
 
 
 class ClipSettings(StrictModel):
@@ -44,6 +53,8 @@ class ClipSettings(StrictModel):
     """How its frames were asked to get into the film."""
     how: Literal["copy", "lossless", "reencode"] | None = None
     """How they do: packets copied, every bit encoded anew, or encoded anew at `crf`; None until it was tried."""
+    own: OwnFilm | None = None
+    """Where its latents are; None for a clip that is encoded."""
 
 
 class FilmSettings(StrictModel):
@@ -58,11 +69,13 @@ class FilmSettings(StrictModel):
     seed: int = 0
     num_frames: int = Field(ge=1)
     """Frames to make, at the model's own rate."""
-    num_inference_steps: int = Field(ge=1)
-    guidance_scale: float
+    num_inference_steps: int = Field(20, ge=1)
+    guidance_scale: float = 3.0
     guidance_rescale: float = 0.0
     solver: str = "dpmpp_2m"
     rule: RuleConfig
+    drift_guard: DriftGuard | None = None
+    drift_limit: float = Field(0.3, gt=0)
     height: int
     width: int
     """Pixels that the model makes."""
@@ -131,6 +144,10 @@ class WindowRecord(StrictModel):
     """File name in the run folder -> hash."""
     curves: dict[str, list[float]]
     """Drift, a value per frame."""
+    shifts: dict[str, float] = {}
+    """How far the window moved from its scene's first one, see `latentvid.metrics.shift`; empty for that one."""
+    is_corrected: bool = False
+    """Whether its latents were brought back towards that one's."""
     seconds: float
 
 

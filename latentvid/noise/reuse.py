@@ -7,19 +7,16 @@ under a correlated prior it is off by up to 30 %, so new frames are drawn here g
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from latentvid.core.errors import UsageError, did_you_mean
+from latentvid.core.errors import UsageError
+from latentvid.core.overlap import check_overlap
 from latentvid.core.rng import Rng
 from latentvid.core.shapes import LatentShape
 from latentvid.noise.gaussian import combine, conditional
 from latentvid.noise.prior import NoisePrior, frame_noise
-
-Order = Literal["mirror", "chronological"]
-ORDERS: tuple[Order, ...] = ("mirror", "chronological")
 
 
 def reuse_noise(
@@ -50,10 +47,7 @@ def reuse_noise(
         UsageError: unknown order, impossible overlap, or a prior whose law does not survive the move.
     """
     num_frames = previous.shape[2]
-    if order not in ORDERS:
-        raise UsageError(f"order={order!r} is not known{did_you_mean(order, ORDERS)}.")
-    if not 0 <= overlap <= num_frames:
-        raise UsageError(f"overlap={overlap} must lie between 0 and the window's {num_frames} frames.")
+    check_overlap(overlap, order, num_frames=num_frames)
     cov = prior.covariance(num_frames)
     if order == "mirror":
         _check_law_survives(cov, cov.flip(0, 1), prior, order)

@@ -12,10 +12,9 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from latentvid.core.errors import UsageError, did_you_mean
+from latentvid.core.errors import UsageError
+from latentvid.core.overlap import check_overlap
 from latentvid.sampling.solver import OnStep
-
-ORDERS = ("mirror", "chronological")
 
 
 def guided_steps(overlap: int, share: float, num_steps: int) -> list[int]:
@@ -34,11 +33,8 @@ def overlap_frames(states: Tensor, overlap: int, order: str) -> Tensor:
 
     "mirror" reverses them, as VidRD does with the noise; "chronological" keeps their order.
     """
-    if order not in ORDERS:
-        raise UsageError(f"order={order!r} is not known{did_you_mean(order, ORDERS)}.")
     num_frames = states.shape[-3]
-    if not 0 <= overlap <= num_frames:
-        raise UsageError(f"overlap={overlap} must lie between 0 and the window's {num_frames} frames.")
+    check_overlap(overlap, order, num_frames=num_frames)
     frames = states[..., num_frames - overlap :, :, :]
     return frames.flip(-3) if order == "mirror" else frames
 

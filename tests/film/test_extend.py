@@ -112,7 +112,7 @@ def test_other_rates_sizes_and_turns_are_matched(pipeline: LatentVideoPipeline, 
     assert whole.shape == (14, 3, 37, 51)
     assert torch.equal(whole[:5], own)
     assert np.allclose(np.diff([float(t) for t in times]), 1 / 25, atol=1e-4)
-    assert len(report.notes) == 3
+    assert len(report.notes) == 4
     assert "without loss" in report.notes[0]
     # Every second frame or so is shown twice.
     steps = (whole[5:].float().diff(dim=0)).abs().flatten(1).amax(1)

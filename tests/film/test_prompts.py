@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from latentvid.core.errors import UsageError
+from latentvid.denoisers.text import cross_fade
 from latentvid.extension.plan import FilmPlan
 from latentvid.film.generate import generate_film
-from latentvid.film.prompts import PromptSchedule, cross_fade, read_prompts
+from latentvid.film.prompts import PromptSchedule, read_prompts
 from latentvid.pipeline import LatentVideoPipeline
 from tests.film.tiny import STEPS, hashes
 

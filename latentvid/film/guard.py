@@ -1,0 +1,89 @@
+"""The drift guard of a film: every window against the first of its scene, and what is done where it moved too far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from latentvid.autoencoders.latent_file import LatentFile
+from latentvid.core.errors import PartialFailure
+from latentvid.core.levels import Levels
+from latentvid.extension.guard import Statistics, bring_back
+from latentvid.extension.plan import FilmPlan
+from latentvid.extension.rollout import MadeWindow
+from latentvid.extension.rules import OverlapRule
+from latentvid.film.folder import RunFolder
+from latentvid.film.settings import FilmSettings
+from latentvid.metrics.shift import beyond, in_words, shifts
+
+
+class Guard:
+    """Watches the windows of one run. All that it knows comes from the run folder, so a resumed film is the same."""
+
+    def __init__(self, run: RunFolder, plan: FilmPlan) -> None:
+        self.run, self.plan = run, plan
+        self.shifts: Mapping[str, float] = {}
+        """Of the newest window."""
+        self._warning = ""
+
+    def correct(self, index: int, made: MadeWindow, *, rule: OverlapRule, levels: Levels) -> tuple[MadeWindow, bool]:
+        """Return the window as the guard lets it pass, and whether that is another one."""
+        settings = self.run.settings
+        first = scene_start(settings, self.plan, index)
+        if settings.drift_guard != "correct" or first is None or first == index:
+            return made, False
+        reference = LatentFile(self.run.latents(first)).read()[None].to(made.latents)
+        return bring_back(made, Statistics.of(reference), settings.drift_limit, rule=rule, levels=levels)
+
+    def judge(self, index: int, curves: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """Return how far a window moved, by its drift curves.
+
+        Raises:
+            PartialFailure: too far, and the guard is to stop then.
+        """
+        settings = self.run.settings
+        first = scene_start(settings, self.plan, index)
+        found = {} if first is None or first == index else shifts(curves, self.run.window(first).curves)
+        self.shifts = found
+        too_far = beyond(found, settings.drift_limit)
+        if too_far and settings.drift_guard:
+            self._warning = f"window {index} lies beyond the limit of {settings.drift_limit:.0%}: {in_words(too_far)}."
+        if too_far and settings.drift_guard == "stop":
+            raise PartialFailure(
+                f"{self._warning} It was not kept; the {index} before it are. `latentvid resume {self.run.path} "
+                "--drift-guard correct` (or warn) goes on."
+            )
+        return found
+
+    def take_warning(self) -> str:
+        """Return what is to be said of the newest window, once."""
+        warning, self._warning = self._warning, ""
+        return warning
+
+
+def scene_start(settings: FilmSettings, plan: FilmPlan, index: int) -> int | None:
+    """Return the first window that shows wholly what window `index` shows; None where this one leads over to it."""
+    if settings.prompts is None:
+        return 0
+    start, prompt = index, settings.prompts_of(plan, index)[1]
+    while start and settings.prompts_of(plan, start - 1)[1] == prompt:
+        start -= 1
+    if settings.prompts_of(plan, start)[0] != prompt:
+        start += 1
+    return start if start <= index else None
+
+
+def guard_notes(run: RunFolder) -> list[str]:
+    """Return what the guard of a finished run saw and did, a sentence each."""
+    settings = run.settings
+    if settings.drift_guard is None:
+        return []
+    windows = [run.window(index) for index in range(run.record.num_windows)]
+    corrected = [str(window.index) for window in windows if window.is_corrected]
+    moved = [str(window.index) for window in windows if beyond(window.shifts, settings.drift_limit)]
+    limit = f"{settings.drift_limit:.0%}"
+    notes = []
+    if corrected:
+        notes.append(f"the drift guard brought windows {', '.join(corrected)} back towards the first.")
+    if moved:
+        notes.append(f"windows {', '.join(moved)} lie more than {limit} from their scene's first.")
+    return notes or [f"the drift guard found every window within {limit} of its scene's first."]
