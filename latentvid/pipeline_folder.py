@@ -16,7 +16,7 @@ from pydantic import Field
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from latentvid.autoencoders.image import IMAGE_NETWORKS
-from latentvid.autoencoders.load import load_autoencoder
+from latentvid.autoencoders.load import load_image_autoencoder
 from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.config import StrictModel, validate
 from latentvid.core.errors import CheckpointError, InputError, UsageError, did_you_mean
@@ -60,7 +60,7 @@ def load_components(
     settings = _settings(folder, index)
     _named(folder, index, "vae", (*IMAGE_NETWORKS.kinds(), TemporalAutoencoder.__name__))
     components = {
-        "vae": load_autoencoder(folder, runtime=runtime, max_memory=max_memory),
+        "vae": load_image_autoencoder(folder, runtime=runtime, max_memory=max_memory),
         "unet": _component(folder, index, "unet", tuple(UNETS), _unet),
         "text_encoder": _component(folder, index, "text_encoder", ("CLIPTextModel",), _text_encoder),
         "tokenizer": _component(folder, index, "tokenizer", ("CLIPTokenizer", "CLIPTokenizerFast"), _tokenizer),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latentvid.autoencoders.base import BaseAutoencoder
 from latentvid.autoencoders.codec import OnFrames, encode_file
-from latentvid.autoencoders.image import ImageAutoencoder
 from latentvid.autoencoders.latent_file import LatentFile, Precision
 from latentvid.core.errors import CheckpointError, LatentVidError, ResourceError, UsageError
 from latentvid.core.files import sha256_of
@@ -31,7 +31,7 @@ class EncodeSettings:
 
 
 def encode_files(
-    autoencoder: ImageAutoencoder,
+    autoencoder: BaseAutoencoder,
     jobs: Iterable[Job],
     settings: EncodeSettings | None = None,
     *,
@@ -95,7 +95,7 @@ def difference(latent_space: str, source: Path, target: Path, settings: EncodeSe
 
 
 def plan_encode(
-    autoencoder: ImageAutoencoder, source: Path, target: Path, settings: EncodeSettings | None = None
+    autoencoder: BaseAutoencoder, source: Path, target: Path, settings: EncodeSettings | None = None
 ) -> dict[str, Any]:
     """Return what encoding a clip would make, without decoding more than a frame; sizes in bytes.
 

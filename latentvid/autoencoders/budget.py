@@ -7,12 +7,16 @@ out, per frame, and temporal layers keep two frames of each of their inputs besi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from latentvid.core.errors import ResourceError
 from latentvid.core.memory import format_bytes
@@ -93,3 +97,31 @@ def measure(network: nn.Module, run: Callable[[], Tensor], num_pixels: int) -> C
             hook.remove()
     frame = width * max(LIVE_TENSORS * largest[False], LIVE_TENSORS_TEMPORAL * largest[True])
     return Cost(frame / num_pixels, width * carried / num_pixels)
+
+
+def peak_live_bytes(run: Callable[[], object]) -> int:
+    """Return the most bytes of tensors that `run` made and held at one time; what kernels use inside is not seen."""
+    with torch.no_grad(), _Live() as live:
+        run()
+    return live.peak
+
+
+class _Live(TorchDispatchMode):
+    """Watches what operations put out, for as long as it lives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._held: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self._held = {key: item for key, item in self._held.items() if not item[0].expired()}
+        for leaf in tree_leaves(found):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                self._held[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.peak = max(self.peak, sum(size for _, size in self._held.values()))
+        return found

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 from torch import Tensor
 
-from latentvid.autoencoders.image import ImageAutoencoder
+from latentvid.autoencoders.base import BaseAutoencoder, first_frames
 from latentvid.autoencoders.latent_file import LatentFile, LatentWriter, Precision, describe
 from latentvid.core.errors import InputError
 from latentvid.core.files import sha256_of
@@ -29,7 +29,7 @@ _MOST_DELAY_S = 1
 
 
 def encode_file(
-    autoencoder: ImageAutoencoder,
+    autoencoder: BaseAutoencoder,
     source: str | Path,
     target: str | Path,
     *,
@@ -71,12 +71,13 @@ def encode_file(
         most = min(CHUNK_FRAMES, autoencoder.frames_per_encode(meta.height + down, meta.width + right))
         num_frames = 0
         with LatentWriter(target, about, precision=precision, overwrite=overwrite) as writer:
-            for frames in _batches(reader.frames(0, max_frames or None), most):
-                for mean, logvar in autoencoder.encode_posterior([frames_to_tensor(frames)]):
-                    writer.write(mean, [frame.time_s for frame in frames], logvar)
-                num_frames += len(frames)
+            film = _Film(reader.frames(0, max_frames or None), most)
+            for mean, logvar in autoencoder.encode_posterior(film):
+                times = film.times(mean.shape[1] if autoencoder.temporal_factor == 1 else None)
+                writer.write(mean, times, logvar)
+                num_frames += len(times)
                 if on_frames:
-                    on_frames(len(frames))
+                    on_frames(len(times))
             notes = list(reader.meta.notes)
             is_cut = reader.meta.is_truncated and num_frames != max_frames
             writer.meta = replace(writer.meta, source_notes="; ".join(notes), is_truncated=is_cut)
@@ -84,7 +85,7 @@ def encode_file(
 
 
 def decode_file(
-    autoencoder: ImageAutoencoder,
+    autoencoder: BaseAutoencoder,
     source: str | Path,
     target: str | Path,
     *,
@@ -172,8 +173,9 @@ def _seen_from(folder: Path, file: Path) -> str:
         return Path(absolute).as_posix()
 
 
-def _decoded(autoencoder: ImageAutoencoder, latents: LatentFile) -> Iterator[Tensor]:
-    return autoencoder.decode(latents.chunks(CHUNK_FRAMES), size=(latents.meta.height, latents.meta.width))
+def _decoded(autoencoder: BaseAutoencoder, latents: LatentFile) -> Iterator[Tensor]:
+    size = (latents.meta.height, latents.meta.width)
+    return first_frames(autoencoder.decode(latents.chunks(CHUNK_FRAMES), size=size), latents.num_frames)
 
 
 def _from_zero(times: list[Fraction]) -> list[Fraction]:
@@ -185,6 +187,19 @@ def _from_zero(times: list[Fraction]) -> list[Fraction]:
     return [time - start for time in times]
 
 
-def _batches(frames: Iterator[Frame], most: int) -> Iterator[list[Frame]]:
-    while batch := list(itertools.islice(frames, most)):
-        yield batch
+class _Film:
+    """Chunks of at most `most` frames [t 3 h w], and the times of those that were handed out."""
+
+    def __init__(self, frames: Iterator[Frame], most: int) -> None:
+        self._frames, self._most = frames, most
+        self._times: list[Fraction] = []
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while batch := list(itertools.islice(self._frames, self._most)):
+            self._times += [frame.time_s for frame in batch]
+            yield frames_to_tensor(batch)
+
+    def times(self, num_frames: int | None) -> list[Fraction]:
+        """Return the times, in seconds, of the next frames, or of all that were handed out; each once."""
+        taken, self._times = self._times[:num_frames], self._times[len(self._times[:num_frames]) :]
+        return taken

@@ -6,7 +6,6 @@ latents of that kind itself, so its factors are 1 and 0.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -17,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from latentvid.autoencoders import budget
+from latentvid.autoencoders.base import BaseAutoencoder, hash_weights, plain
 from latentvid.core.errors import CheckpointError
 from latentvid.core.registry import Registry
 from latentvid.core.rng import Rng
-from latentvid.core.shapes import LatentShape, VideoShape
 from latentvid.temporal.context import StreamState
 from latentvid.temporal.inject import is_temporal
 from latentvid.video.pixels import pad_to_multiple
@@ -32,7 +31,7 @@ IMAGE_NETWORKS = Registry(
 CHILDREN = ("encoder", "decoder", "quant_conv", "post_quant_conv")
 
 
-class ImageAutoencoder(nn.Module):
+class ImageAutoencoder(BaseAutoencoder):
     """A diffusers image autoencoder behind the seam of video autoencoders.
 
     The image network's children are registered here under their own names, so that state dicts are those of the
@@ -44,16 +43,8 @@ class ImageAutoencoder(nn.Module):
 
     image: Any
     """The diffusers network, which lends its methods."""
-    encoder: nn.Module
-    decoder: nn.Module
     config: Any
     """The config of a subclass that is saved by its own."""
-    name: str = ""
-    """What to call it in records: its folder's name."""
-    loaded_space: str = ""
-    """The latent space of the weights on file, where they were rounded to fewer bits since."""
-    max_memory: int | None = None
-    """Bytes that the working set of `encode` and `decode` may take, besides the weights; None is a modest default."""
 
     def __init__(self, image: nn.Module) -> None:
         super().__init__()
@@ -73,8 +64,12 @@ class ImageAutoencoder(nn.Module):
     @property
     def image_config(self) -> dict[str, Any]:
         """The image network's config, with its class name, as plain data."""
-        known = _settings(type(self.image), self.image.config)
-        return {"_class_name": type(self.image).__name__, **{k: _plain(v) for k, v in known.items()}}
+        known = settings_of(type(self.image), self.image.config)
+        return {"_class_name": type(self.image).__name__, **{k: plain(v) for k, v in known.items()}}
+
+    @property
+    def force_upcast(self) -> bool:
+        return bool(self.image.config.get("force_upcast", False))
 
     @property
     def scaling_factor(self) -> float:
@@ -85,23 +80,9 @@ class ImageAutoencoder(nn.Module):
         return float(self.image.config.get("shift_factor") or 0.0)
 
     @property
-    def device(self) -> torch.device:
-        return next(self.decoder.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.decoder.parameters()).dtype
-
-    @property
     def is_gaussian(self) -> bool:
         """Whether the encoder gives a distribution (mean and log variance) or one value."""
         return type(self.image).__name__ == "AutoencoderKL"
-
-    def latent_shape(self, video: VideoShape) -> LatentShape:
-        padded, factor = video.padded_to(self.spatial_factor), self.spatial_factor
-        return LatentShape(
-            video.batch, self.latent_channels, video.frames, padded.height // factor, padded.width // factor
-        )
 
     def posterior(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
         """Encode a batch of clips whose sides are multiples of `spatial_factor`.
@@ -155,18 +136,12 @@ class ImageAutoencoder(nn.Module):
         return self.decode_chunk(self.encode_clip(video))
 
     @torch.no_grad()
-    def encode(self, frames: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Turn chunks [t 3 h w] in [-1, 1], of any size, into float32 latents [c t h w] of as many frames.
-
-        Sides that are no multiples of `spatial_factor` are padded at the right and bottom; `decode(size=...)` cuts
-        that off again.
-        """
-        for mean, _ in self.encode_posterior(frames):
-            yield mean
-
-    @torch.no_grad()
     def encode_posterior(self, frames: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Like `encode`, giving log variances [c t h w] too where the encoder has them."""
+        """Like `encode`, giving log variances [c t h w] too where the encoder has them.
+
+        Every chunk of frames gives one of as many latents. Sides that are no multiples of `spatial_factor` are padded
+        at the right and bottom; `decode(size=...)` cuts that off again.
+        """
         for chunk in frames:
             padded, _ = pad_to_multiple(chunk, self.spatial_factor)
             most = self.frames_per_encode(*padded.shape[-2:])
@@ -211,16 +186,6 @@ class ImageAutoencoder(nn.Module):
             if child is not None:
                 child.requires_grad_(False)
 
-    def latent_space(self) -> str:
-        """Return a hash of what gives latents their meaning: the encoder's weights, scaling and shift.
-
-        Equal for an image autoencoder and every temporal decoder made for it.
-        """
-        if self.loaded_space:
-            return self.loaded_space
-        weights = {k: v for k, v in self.state_dict().items() if k.startswith(("encoder.", "quant_conv."))}
-        return hash_weights(weights, self.scaling_factor, self.shift_factor)
-
     def image_weights(self) -> str:
         """Return a hash of all weights but temporal ones, which a delta refers to."""
         return hash_weights({k: v for k, v in self.state_dict().items() if not is_temporal(k)})
@@ -263,20 +228,10 @@ def build_image_network(config: Mapping[str, Any]) -> nn.Module:
             f"the class {kind!r} is no image autoencoder; known: {', '.join(IMAGE_NETWORKS.kinds())}."
         )
     network = IMAGE_NETWORKS.get(str(kind))
-    return network.from_config(_settings(network, config))
+    return network.from_config(settings_of(network, config))
 
 
-def hash_weights(weights: Mapping[str, Tensor], *about: float) -> str:
-    """Return a hex SHA-256 of tensors and numbers; how floats were stored does not enter it."""
-    digest = hashlib.sha256(repr([float(number) for number in about]).encode())
-    for name in sorted(weights):
-        tensor = weights[name].detach().float().cpu().contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _settings(network: type[nn.Module], config: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(network: type[nn.Module], config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `network` in a config, leaving out what diffusers derives from them and saves as well."""
     return {k: v for k, v in config.items() if k in inspect.signature(network.__init__).parameters}
 
@@ -296,7 +251,3 @@ def _geometry(config: Mapping[str, Any]) -> tuple[int, int]:
 def _batched(flat: Tensor, frames: int) -> Tensor:
     """[b*t c h w] -> [b c t h w]."""
     return flat.unflatten(0, (-1, frames)).transpose(1, 2)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -4,7 +4,11 @@ A safetensors file with these tensors, in this order:
 
     latents  [t c h w]  F32 or F16, in model space
     logvar   [t c h w]  the same, where the encoder has a variance
-    times    [t]        I64, when each frame is shown, in ticks of the metadata's `time_base`
+    times    [n]        I64, when each frame is shown, in ticks of the metadata's `time_base`
+
+There is a time for every frame of the clip, n of them. Where latents are frames, t is n. Where a latent is several
+frames (`temporal_factor` f), the first latent is one frame and every further one is f, so that t latents are
+1 + (t - 1) * f frames, and `frame_padding` says how many of those at the end were added and are cut on decoding.
 
 Frames come first, unlike in memory ([c t h w]), so that a file can be written and read as a stream: neither holds
 more than a chunk. The header is a fixed 64 KiB, padded with blanks, and is written last.
@@ -28,7 +32,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from latentvid.autoencoders.image import ImageAutoencoder
+from latentvid.autoencoders.base import BaseAutoencoder, Factor, numbers
 from latentvid.core.checkpoints import read_header
 from latentvid.core.errors import CheckpointError, UsageError
 from latentvid.core.files import atomic_path
@@ -46,9 +50,10 @@ class LatentMeta:
     vae: str
     """Name of the autoencoder's folder."""
     latent_space: str
-    """Hash of what gives the latents their meaning; see `ImageAutoencoder.latent_space`."""
-    scaling_factor: float
-    shift_factor: float
+    """Hash of what gives the latents their meaning; see `BaseAutoencoder.latent_space`."""
+    scaling_factor: Factor
+    shift_factor: Factor
+    """Numbers, or lists with one for each channel."""
     spatial_factor: int
     """Pixels per side of one latent."""
     height: int
@@ -71,6 +76,8 @@ class LatentMeta:
     """Width of a pixel over its height; never applied, written into what is decoded."""
     max_frames: int = 0
     """How many frames were asked for, from the first on; 0 for all."""
+    temporal_factor: int = 1
+    """Frames of every latent after the first, which is one frame."""
     is_truncated: bool = False
     """The clip broke off, and what could be read of it was encoded all the same."""
 
@@ -102,19 +109,24 @@ class LatentMeta:
                 raise ValueError(f"{field.name} is missing")
             try:
                 values[field.name] = _READERS[str(field.type)](words[field.name])
-            except (ValueError, KeyError, ZeroDivisionError):
+            except (ValueError, TypeError, KeyError, ZeroDivisionError):
                 raise ValueError(f"{field.name} is {words[field.name][:40]!r}") from None
         meta = cls(**values)
-        rates = (meta.fps, meta.time_base, meta.sample_aspect_ratio, abs(meta.scaling_factor))
-        positive = (meta.spatial_factor, meta.height, meta.width, *rates)
-        if not all(value > 0 for value in positive):
+        sizes = (meta.spatial_factor, meta.temporal_factor, meta.height, meta.width)
+        rates = (meta.fps, meta.time_base, meta.sample_aspect_ratio)
+        if min(sizes) <= 0 or min(rates) <= 0 or not all(numbers(meta.scaling_factor)):
             raise ValueError("sizes, rates and factors must be positive")
         return meta
 
 
+def _factor(word: str) -> Factor:
+    value = json.loads(word)
+    return tuple(map(float, value)) if isinstance(value, list) else float(value)
+
+
 _READERS: dict[str, Any] = {
     "str": str,
-    "float": float,
+    "Factor": _factor,
     "int": int,
     "Fraction": Fraction,
     "bool": {"True": True, "False": False}.__getitem__,
@@ -122,7 +134,7 @@ _READERS: dict[str, Any] = {
 
 
 def describe(
-    autoencoder: ImageAutoencoder, *, height: int, width: int, fps: Fraction, time_base: Fraction, **source: Any
+    autoencoder: BaseAutoencoder, *, height: int, width: int, fps: Fraction, time_base: Fraction, **source: Any
 ) -> LatentMeta:
     """Return the metadata of latents that `autoencoder` made, or that were generated for it."""
     return LatentMeta(
@@ -131,6 +143,7 @@ def describe(
         scaling_factor=autoencoder.scaling_factor,
         shift_factor=autoencoder.shift_factor,
         spatial_factor=autoencoder.spatial_factor,
+        temporal_factor=autoencoder.temporal_factor,
         height=height,
         width=width,
         fps=fps,
@@ -163,6 +176,7 @@ class LatentWriter:
         self._stack = ExitStack()
         self._digest = hashlib.sha256()
         self._times: list[int] = []
+        self._num_latents = 0
         self._dims: tuple[int, ...] = ()
         self._has_logvar: bool | None = None
 
@@ -177,21 +191,24 @@ class LatentWriter:
         return self
 
     def write(self, latents: Tensor, times_s: Sequence[Fraction], logvar: Tensor | None = None) -> None:
-        """Append frames.
+        """Append latents.
 
         Args:
             latents: [c t h w] in model space.
-            times_s: when each frame is shown, seconds; stored as the nearest ticks.
+            times_s: when each frame is shown, seconds; stored as the nearest ticks. Where a latent is several frames,
+                those of the frames that went into the encoder since the last call.
             logvar: [c t h w]; with every chunk or with none.
         """
         channels, frames, height, width = latents.shape
         dims = (channels, height, width)
-        if len(times_s) != frames or self._dims not in ((), dims) or self._has_logvar not in (None, logvar is not None):
+        is_even = len(times_s) == frames or self.meta.temporal_factor > 1
+        if not is_even or self._dims not in ((), dims) or self._has_logvar not in (None, logvar is not None):
             raise ValueError(f"{self.path}: this chunk does not go with the ones before it, or with its times")
         self._dims, self._has_logvar = dims, logvar is not None
         self._put(self._bytes(latents))
         if logvar is not None:
             self._logvars.write(self._bytes(logvar))
+        self._num_latents += frames
         self._times += [round(time / self.meta.time_base) for time in times_s]
 
     def __exit__(
@@ -206,6 +223,8 @@ class LatentWriter:
     def _finish(self) -> None:
         if not self._times:
             raise UsageError(f"{self.path}: there are no frames to write.")
+        if not 0 <= self._frame_padding < _most_padding(self.meta.temporal_factor):
+            raise ValueError(f"{self.path}: {self._num_latents} latents for {len(self._times)} frames")
         if self._has_logvar:
             self._logvars.seek(0)
             for block in iter(lambda: self._logvars.read(1 << 20), b""):
@@ -219,10 +238,17 @@ class LatentWriter:
         self._file.flush()
 
     def _header(self) -> dict[str, Any]:
-        table: dict[str, Any] = {"__metadata__": {**self.meta.to_words(), "data_sha256": self._digest.hexdigest()}}
+        more = {"frame_padding": str(self._frame_padding), "data_sha256": self._digest.hexdigest()}
+        table: dict[str, Any] = {"__metadata__": {**self.meta.to_words(), **more}}
         frames, start = len(self._times), 0
-        shape = [frames, *self._dims]
-        size = frames * self._dims[0] * self._dims[1] * self._dims[2] * torch.empty(0, dtype=self._dtype).element_size()
+        shape = [self._num_latents, *self._dims]
+        size = (
+            self._num_latents
+            * self._dims[0]
+            * self._dims[1]
+            * self._dims[2]
+            * torch.empty(0, dtype=self._dtype).element_size()
+        )
         entries = [("latents", self._code, shape, size)]
         if self._has_logvar:
             entries.append(("logvar", self._code, shape, size))
@@ -230,6 +256,10 @@ class LatentWriter:
             table[name] = {"dtype": code, "shape": dims, "data_offsets": [start, start + num_bytes]}
             start += num_bytes
         return table
+
+    @property
+    def _frame_padding(self) -> int:
+        return 1 + (self._num_latents - 1) * self.meta.temporal_factor - len(self._times)
 
     def _bytes(self, values: Tensor) -> bytes:
         stored = values.detach().to("cpu", self._dtype).transpose(0, 1).contiguous()
@@ -264,7 +294,8 @@ class LatentFile:
             raise CheckpointError(f"{self.path}: its header makes no sense ({error}).") from error
         self._sha256 = header.metadata.get("data_sha256", "")
         self.precision = header.tensors["latents"][0]
-        self.num_frames, self.channels, self.height, self.width = header.tensors["latents"][1]
+        self.num_latents, self.channels, self.height, self.width = header.tensors["latents"][1]
+        (self.num_frames,) = header.tensors["times"][1]
         self.has_logvar = "logvar" in header.tensors
         ticks = self._slice("times", 0, self.num_frames).tolist()
         if any(later <= earlier for earlier, later in pairwise(ticks)):
@@ -282,21 +313,21 @@ class LatentFile:
         return all(tick * self.meta.time_base == k / self.meta.fps for k, tick in enumerate(self._ticks))
 
     def read(self, start: int = 0, stop: int | None = None, *, logvar: bool = False) -> Tensor:
-        """Return frames start .. stop - 1 as float32 [c t h w].
+        """Return latents start .. stop - 1 as float32 [c t h w].
 
         Raises:
             CheckpointError: a value is not finite.
         """
-        stop = self.num_frames if stop is None else min(stop, self.num_frames)
+        stop = self.num_latents if stop is None else min(stop, self.num_latents)
         values = self._slice("logvar" if logvar else "latents", start, stop).float()
         if not torch.isfinite(values).all():
-            raise CheckpointError(f"{self.path}: frames {start} to {stop - 1} hold values that are not finite.")
+            raise CheckpointError(f"{self.path}: latents {start} to {stop - 1} hold values that are not finite.")
         return values.transpose(0, 1)
 
-    def chunks(self, num_frames: int = 16) -> Iterator[Tensor]:
-        """Yield all latents as float32 [c t h w], `num_frames` at a time."""
-        for start in range(0, self.num_frames, num_frames):
-            yield self.read(start, start + num_frames)
+    def chunks(self, num_latents: int = 16) -> Iterator[Tensor]:
+        """Yield all latents as float32 [c t h w], `num_latents` at a time."""
+        for start in range(0, self.num_latents, num_latents):
+            yield self.read(start, start + num_latents)
 
     def verify(self) -> None:
         """Read the whole file and compare it with the hash in its header.
@@ -314,7 +345,7 @@ class LatentFile:
                 f"{self.path} is damaged: its contents do not match their hash. Encode the clip again."
             )
 
-    def check_fits(self, autoencoder: ImageAutoencoder, *, any_vae: bool = False) -> None:
+    def check_fits(self, autoencoder: BaseAutoencoder, *, any_vae: bool = False) -> None:
         """Refuse an autoencoder that these latents were not made for.
 
         Args:
@@ -323,17 +354,12 @@ class LatentFile:
         Raises:
             CheckpointError: it does not fit.
         """
-        shape, expected = (
-            (self.channels, self.meta.spatial_factor),
-            (
-                autoencoder.latent_channels,
-                autoencoder.spatial_factor,
-            ),
-        )
-        if shape != expected:
+        own = (self.channels, self.meta.spatial_factor, self.meta.temporal_factor)
+        other = (autoencoder.latent_channels, autoencoder.spatial_factor, autoencoder.temporal_factor)
+        if own != other:
             raise CheckpointError(
-                f"{self.path} holds latents of {shape[0]} channels at 1/{shape[1]} of the size; "
-                f"{autoencoder.name or 'this autoencoder'} takes {expected[0]} at 1/{expected[1]}."
+                f"{self.path} holds latents of {_geometry(*own)}; {autoencoder.name or 'this autoencoder'} takes "
+                f"{_geometry(*other)}."
             )
         if not any_vae and autoencoder.latent_space() != self.meta.latent_space:
             raise CheckpointError(
@@ -348,8 +374,11 @@ class LatentFile:
         factor, (down, right) = self.meta.spatial_factor, self.meta.padding
         if (shape[2] * factor, shape[3] * factor) != (self.meta.height + down, self.meta.width + right):
             raise ValueError(f"latents of {shape[3]}x{shape[2]} are not those of {self.meta.width}x{self.meta.height}")
-        if tensors.get("times") != ("I64", shape[:1]):
-            raise ValueError("there is not one time per frame")
+        times, temporal = tensors.get("times"), self.meta.temporal_factor
+        if times is None or times[0] != "I64" or len(times[1]) != 1:
+            raise ValueError("there are no frame times")
+        if not 0 <= 1 + (shape[0] - 1) * temporal - times[1][0] < _most_padding(temporal):
+            raise ValueError(f"there are {times[1][0]} frame times for {shape[0]} latents")
         if "logvar" in tensors and tensors["logvar"][1] != shape:
             raise ValueError("logvar has another shape than latents")
 
@@ -362,5 +391,17 @@ class LatentFile:
             raise CheckpointError(f"{self.path}: cannot be read ({error}).") from error
 
 
+def _most_padding(temporal_factor: int) -> int:
+    """Return the frames that no film is padded by; some autoencoders take latents after the first in pairs."""
+    return 1 if temporal_factor == 1 else 2 * temporal_factor
+
+
+def _geometry(channels: int, spatial: int, temporal: int) -> str:
+    times = "" if temporal == 1 else f" and 1/{temporal} of the frames"
+    return f"{channels} channels at 1/{spatial} of the size{times}"
+
+
 def _word(value: Any) -> str:
-    return f"{value.numerator}/{value.denominator}" if isinstance(value, Fraction) else str(value)
+    if isinstance(value, Fraction):
+        return f"{value.numerator}/{value.denominator}"
+    return json.dumps(value) if isinstance(value, tuple) else str(value)

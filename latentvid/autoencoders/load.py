@@ -15,9 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from latentvid.autoencoders.base import BaseAutoencoder
 from latentvid.autoencoders.budget import working_bytes
 from latentvid.autoencoders.image import IMAGE_NETWORKS, ImageAutoencoder, build_image_network
 from latentvid.autoencoders.temporal import DELTA_CLASS, DELTA_WEIGHTS, TemporalAutoencoder
+from latentvid.autoencoders.video import VIDEO_NETWORKS, build_video_autoencoder
 from latentvid.core.checkpoints import read_header
 from latentvid.core.errors import CheckpointError, InputError, LatentVidError
 from latentvid.core.files import read_json
@@ -36,12 +38,12 @@ def load_autoencoder(
     runtime: Runtime | None = None,
     image_autoencoder: str | Path | ImageAutoencoder | None = None,
     max_memory: int | None = None,
-) -> ImageAutoencoder:
+) -> BaseAutoencoder:
     """Load an autoencoder for inference: in evaluation mode, without gradients.
 
     Args:
-        path: a folder, or the name of a checkpoint: an image autoencoder's, a temporal one's, a delta's, or a
-            pipeline's (its `vae` is taken).
+        path: a folder, or the name of a checkpoint: an image autoencoder's, a temporal one's, a delta's, a diffusers
+            video autoencoder's, or a pipeline's (its `vae` is taken).
         runtime: device and dtype; by default the CPU in float32. fp16 is not used for image autoencoders whose config
             says that they overflow in it (`force_upcast`); they run in float32.
         image_autoencoder: what a delta goes on; by default the checkpoint of the name that the delta records.
@@ -53,20 +55,35 @@ def load_autoencoder(
     folder = component_folder(path)
     config = read_config(folder)
     if config["_class_name"] == DELTA_CLASS:
-        autoencoder: ImageAutoencoder = _load_delta(folder, config, image_autoencoder)
+        autoencoder: BaseAutoencoder = _load_delta(folder, config, image_autoencoder)
     else:
         autoencoder = build(config, folder)
         _fill(autoencoder, _weights_file(folder))
     autoencoder.name = _name(folder)
     autoencoder.requires_grad_(False).eval()
     if runtime is not None:
-        upcast = autoencoder.image_config.get("force_upcast", False) and runtime.dtype is torch.float16
+        upcast = autoencoder.force_upcast and runtime.dtype is torch.float16
         dtype = torch.float32 if upcast else runtime.dtype
         if dtype is not torch.float32:
             autoencoder.loaded_space = autoencoder.latent_space()
         nn.Module.to(autoencoder, runtime.device, dtype)
     if max_memory is not None:
         autoencoder.max_memory = working_bytes(max_memory, autoencoder.device)
+    return autoencoder
+
+
+def load_image_autoencoder(path: str | Path, **options: Any) -> ImageAutoencoder:
+    """Like `load_autoencoder`, for what needs an autoencoder whose latents are frames: training, generation.
+
+    Raises:
+        CheckpointError: as there, or it is a video autoencoder of another architecture.
+    """
+    autoencoder = load_autoencoder(path, **options)
+    if not isinstance(autoencoder, ImageAutoencoder):
+        raise CheckpointError(
+            f"{path} is a {type(autoencoder).__name__}, which encodes and decodes but cannot be trained or generated "
+            "with; name an AutoencoderKL, an AutoencoderTiny or a TemporalAutoencoder."
+        )
     return autoencoder
 
 
@@ -96,14 +113,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     except InputError as error:
         raise CheckpointError(str(error)) from error
     kind = config.get("_class_name") if isinstance(config, dict) else None
-    known = (*IMAGE_NETWORKS.kinds(), TemporalAutoencoder.__name__, DELTA_CLASS)
+    known = (*IMAGE_NETWORKS.kinds(), *VIDEO_NETWORKS.kinds(), TemporalAutoencoder.__name__, DELTA_CLASS)
     if kind not in known:
         raise CheckpointError(f"{path}: the class {kind!r} is no autoencoder that we load; known: {', '.join(known)}.")
     _check_numbers(config, path)
     return config
 
 
-def build(config: Mapping[str, Any], folder: Path) -> ImageAutoencoder:
+def build(config: Mapping[str, Any], folder: Path) -> BaseAutoencoder:
     """Make the network that a config describes, without memory for its weights.
 
     Raises:
@@ -113,6 +130,8 @@ def build(config: Mapping[str, Any], folder: Path) -> ImageAutoencoder:
         with torch.device("meta"):
             if config["_class_name"] == TemporalAutoencoder.__name__:
                 return TemporalAutoencoder(**{k: v for k, v in config.items() if not k.startswith("_")})
+            if config["_class_name"] in VIDEO_NETWORKS:
+                return build_video_autoencoder(config)
             return ImageAutoencoder(build_image_network(config))
     except LatentVidError as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
@@ -120,9 +139,9 @@ def build(config: Mapping[str, Any], folder: Path) -> ImageAutoencoder:
         raise CheckpointError(f"{folder / 'config.json'} describes no autoencoder ({error}).") from error
 
 
-def _fill(autoencoder: ImageAutoencoder, path: Path) -> None:
+def _fill(autoencoder: BaseAutoencoder, path: Path) -> None:
     """Give a network without memory its weights, after comparing names and shapes."""
-    wanted = {name: tuple(value.shape) for name, value in autoencoder.state_dict().items()}
+    wanted = {name: tuple(value.shape) for name, value in autoencoder.weights.state_dict().items()}
     found = {_modern(name): shape for name, (_, shape) in read_header(path).tensors.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
@@ -131,7 +150,7 @@ def _fill(autoencoder: ImageAutoencoder, path: Path) -> None:
                 f"{_shape(wanted.get(name))} in the network."
             )
     weights = {_modern(name): tensor.float() for name, tensor in _load(path).items()}
-    autoencoder.load_state_dict(weights, assign=True)
+    autoencoder.weights.load_state_dict(weights, assign=True)
 
 
 def _load_delta(
@@ -142,7 +161,7 @@ def _load_delta(
         raise CheckpointError(f"{folder} holds temporal layers only; name the image autoencoder that they go on.")
     if not isinstance(image, ImageAutoencoder):
         try:
-            image = load_autoencoder(image)
+            image = load_image_autoencoder(image)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{folder} holds temporal layers only and needs its image autoencoder: {error}"

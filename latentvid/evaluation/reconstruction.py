@@ -119,6 +119,9 @@ def reconstruct(autoencoder: Autoencoder, chunks: Iterable[Tensor]) -> Iterator[
     count = 0
     for decoded in autoencoder.decode(autoencoder.encode(padded)):
         count += len(decoded)
+        added = count - waiting.count
+        if 0 < added <= _padding(autoencoder, waiting.count):  # frames that filled up the last latents
+            decoded, count = decoded[: max(0, len(decoded) - added)], waiting.count
         source = waiting.take(len(decoded))
         if source is None:
             raise _miscounted(count, waiting.count)
@@ -126,6 +129,18 @@ def reconstruct(autoencoder: Autoencoder, chunks: Iterable[Tensor]) -> Iterator[
         yield source, decoded[..., :height, :width].float().cpu()
     if count != waiting.count:
         raise _miscounted(count, waiting.count)
+
+
+def _padding(autoencoder: Autoencoder, num_frames: int) -> int:
+    """Return how many frames the autoencoder adds at the end of that many, which it gives back as well."""
+
+    def latents(frames: int) -> int:
+        return autoencoder.latent_shape(VideoShape(1, frames, 1024, 1024)).frames
+
+    longest = num_frames
+    while latents(longest + 1) == latents(num_frames):
+        longest += 1
+    return longest - num_frames
 
 
 def spatial_multiple(autoencoder: Autoencoder) -> int:

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from latentvid.autoencoders.image import ImageAutoencoder
-from latentvid.autoencoders.load import load_autoencoder
+from latentvid.autoencoders.load import load_image_autoencoder
 from latentvid.autoencoders.losses import ReconstructionWeights
 from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.config import StrictModel
@@ -150,7 +150,7 @@ def finetune(
         KeyboardInterrupt: with the state saved; `resume` goes on.
     """
     folder = Path(folder)
-    network = load_autoencoder(vae)
+    network = load_image_autoencoder(vae)
     check_fits(config, network)
     check_folder(folder, config, str(vae), footage, resume=resume)
     base = network
@@ -166,7 +166,7 @@ def finetune(
         device="cpu" if runtime.device.type == "cpu" else "auto",
         on_record=on_record,
     )
-    exported = load_autoencoder(run / "export")
+    exported = load_image_autoencoder(run / "export")
     assert isinstance(exported, TemporalAutoencoder)
     for autoencoder in (base, exported):
         nn.Module.to(autoencoder, runtime.device)

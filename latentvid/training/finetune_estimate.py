@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from latentvid.autoencoders.load import load_autoencoder
+from latentvid.autoencoders.load import load_image_autoencoder
 from latentvid.core.errors import ResourceError
 from latentvid.core.memory import format_bytes, free_memory, peak_rss_bytes
 from latentvid.core.runtime import Runtime
@@ -49,7 +49,7 @@ class Estimate:
 
 def estimate(config: FinetuneConfig, vae: str | Path, footage: Footage, *, runtime: Runtime) -> Estimate:
     """Prepare one batch and take one step, untimed, and another, timed; nothing is kept."""
-    network = load_autoencoder(vae)
+    network = load_image_autoencoder(vae)
     check_fits(config, network)
     batch = config.options.batch
     small = config.model_copy(update={"num_clips": batch, "num_validation_clips": 1})

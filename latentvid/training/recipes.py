@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from latentvid.autoencoders.image import ImageAutoencoder
-from latentvid.autoencoders.load import load_autoencoder
+from latentvid.autoencoders.load import load_image_autoencoder
 from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.config import StrictModel, load_config, read_tree
 from latentvid.core.errors import UsageError, did_you_mean
@@ -172,7 +172,7 @@ class DiffusionRecipe(StrictModel):
         return self
 
     def task(self, folder: Path, on_prepared: OnPrepared | None) -> Task:
-        vae = load_autoencoder(self.vae)
+        vae = load_image_autoencoder(self.vae)
         caches = {}
         for name, source in (("videos", self.videos), ("images", self.images)):
             if source is not None:
@@ -229,7 +229,7 @@ class DecoderRecipe(StrictModel):
     loop: LoopConfig = LoopConfig(lr=1e-3)
 
     def task(self, folder: Path, on_prepared: OnPrepared | None) -> Task:
-        vae = load_autoencoder(self.vae)
+        vae = load_image_autoencoder(self.vae)
         caches = {}
         for name, source in (("clips", self.source), ("held-out", self.held_out)):
             if source is not None:

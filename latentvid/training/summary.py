@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import CLIPTextModel
 
-from latentvid.autoencoders.load import load_autoencoder
+from latentvid.autoencoders.load import load_image_autoencoder
 from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.pipeline import LatentVideoPipeline
 from latentvid.training.recipes import AutoencoderRecipe, DecoderRecipe, DiffusionRecipe, Recipe
@@ -44,7 +44,7 @@ def _networks(recipe: Recipe) -> dict[str, nn.Module]:
 
 
 def _decoder(recipe: DecoderRecipe) -> nn.Module:
-    vae = load_autoencoder(recipe.vae)
+    vae = load_image_autoencoder(recipe.vae)
     if not isinstance(vae, TemporalAutoencoder):
         vae = TemporalAutoencoder.from_image(vae, temporal_num_convs=recipe.temporal_num_convs)
     vae.requires_grad_(True)
@@ -56,7 +56,7 @@ def _decoder(recipe: DecoderRecipe) -> nn.Module:
 
 
 def _diffusion(recipe: DiffusionRecipe) -> dict[str, nn.Module]:
-    vae = load_autoencoder(recipe.vae)
+    vae = load_image_autoencoder(recipe.vae)
     source = recipe.videos or recipe.images
     assert source is not None
     if recipe.init is not None:

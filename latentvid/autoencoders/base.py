@@ -1,0 +1,152 @@
+"""What image and video autoencoders have in common: sizes, factors, the hash of a latent space, where they compute."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentvid.core.shapes import LatentShape, VideoShape
+
+Factor = float | tuple[float, ...]
+"""One number for all latent channels, or one for each."""
+
+
+class BaseAutoencoder(nn.Module):
+    """An autoencoder of films: frames in, latents out, and back, as streams.
+
+    Latents are in model space: (raw - shift_factor) * scaling_factor.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    name: str = ""
+    """What to call it in records: its folder's name."""
+    loaded_space: str = ""
+    """The latent space of the weights on file, where they were rounded to fewer bits since."""
+    max_memory: int | None = None
+    """Bytes that the working set of `encode` and `decode` may take, besides the weights; None is a modest default."""
+    spatial_factor: int
+    """Pixels per side of one latent."""
+    temporal_factor: int = 1
+    """Frames per latent; a film's first latent is always one frame."""
+    latent_channels: int
+
+    @property
+    def force_upcast(self) -> bool:
+        """Whether the network overflows in fp16."""
+        return False
+
+    @property
+    def scaling_factor(self) -> Factor:
+        raise NotImplementedError
+
+    @property
+    def shift_factor(self) -> Factor:
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.decoder.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.decoder.parameters()).dtype
+
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether the encoder gives a distribution (mean and log variance) or one value."""
+        raise NotImplementedError
+
+    @property
+    def weights(self) -> nn.Module:
+        """The module whose state dict is what is on file."""
+        return self
+
+    def num_latents(self, num_frames: int) -> int:
+        """Return how many latents that many frames become."""
+        return num_frames
+
+    def num_frames(self, num_latents: int) -> int:
+        """Return how many frames that many latents are decoded to."""
+        return 1 + (num_latents - 1) * self.temporal_factor
+
+    def latent_shape(self, video: VideoShape) -> LatentShape:
+        padded, factor = video.padded_to(self.spatial_factor), self.spatial_factor
+        frames = self.num_latents(video.frames)
+        return LatentShape(video.batch, self.latent_channels, frames, padded.height // factor, padded.width // factor)
+
+    def encode(self, frames: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Turn chunks [t 3 h w] in [-1, 1], of any size, into float32 latents [c t h w] in model space."""
+        for mean, _ in self.encode_posterior(frames):
+            yield mean
+
+    def encode_posterior(self, frames: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Like `encode`, giving log variances [c t h w] too where the encoder has them."""
+        raise NotImplementedError
+
+    def decode(self, latents: Iterable[Tensor], *, size: tuple[int, int] | None = None) -> Iterator[Tensor]:
+        """Turn the latents of a film [c t h w], in chunks of any length, into float32 frames [t 3 h w] in [-1, 1].
+
+        Args:
+            size: height and width before padding.
+        """
+        raise NotImplementedError
+
+    def frames_per_encode(self, height: int, width: int) -> int:
+        """Return how many frames of this size `encode` sends through the network at once within `max_memory`.
+
+        Raises:
+            ResourceError: not even one fits.
+        """
+        raise NotImplementedError
+
+    def frames_per_decode(self, height: int, width: int) -> int:
+        """Return the same for `decode`."""
+        raise NotImplementedError
+
+    def latent_space(self) -> str:
+        """Return a hash of what gives latents their meaning: the encoder's weights, scaling and shift.
+
+        Equal for an image autoencoder and every temporal decoder made for it.
+        """
+        if self.loaded_space:
+            return self.loaded_space
+        weights = {k: v for k, v in self.weights.state_dict().items() if k.startswith(("encoder.", "quant_conv."))}
+        return hash_weights(weights, *numbers(self.scaling_factor), *numbers(self.shift_factor))
+
+
+def first_frames(chunks: Iterable[Tensor], num_frames: int) -> Iterator[Tensor]:
+    """Yield chunks [t 3 h w] up to that many frames: what was added to a film's end is cut off."""
+    left = num_frames
+    for chunk in chunks:
+        if left > 0:
+            yield chunk[:left]
+        left -= len(chunk)
+
+
+def numbers(factor: Factor) -> tuple[float, ...]:
+    """Return a factor's numbers.
+
+    >>> numbers(0.5), numbers((1.0, 2.0))
+    ((0.5,), (1.0, 2.0))
+    """
+    return factor if isinstance(factor, tuple) else (factor,)
+
+
+def hash_weights(weights: Mapping[str, Tensor], *about: float) -> str:
+    """Return a hex SHA-256 of tensors and numbers; how floats were stored does not enter it."""
+    digest = hashlib.sha256(repr([float(number) for number in about]).encode())
+    for name in sorted(weights):
+        tensor = weights[name].detach().float().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def plain(config: Any) -> Any:
+    """Return lists for tuples, as JSON has them."""
+    return list(config) if isinstance(config, tuple) else config

@@ -1,0 +1,1 @@
+"""Video autoencoders of others, one file per architecture."""

@@ -1,0 +1,93 @@
+"""Stable Video Diffusion's temporal decoder (arXiv 2311.15127): the latents of an image autoencoder, decoded in time.
+
+Its temporal convolutions look one frame ahead and its temporal norms take their statistics over all frames of a pass,
+so that diffusers gives another result for every way to cut a film. Two things are done about that:
+
+- the norms take their statistics per frame, which is what makes an exact answer possible at all. This is a change: on
+  films whose frames resemble each other the two agree, on others they differ, and for one frame they are the same;
+- the convolutions look ahead through delay lines (`streams.py`), so that a film in parts of any length is what it is in
+  one pass, at the cost of one pass, with 2 frames per convolution and residual held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentvid.autoencoders.pretrained.streams import Layer, Stream, convolve, marked, run
+from latentvid.autoencoders.video import PerPass, VideoAutoencoder
+
+
+class SvdAutoencoder(VideoAutoencoder):
+    """One frame per latent, in Stable Diffusion's latent space."""
+
+    kind = "AutoencoderKLTemporalDecoder"
+
+    def _geometry(self, config: Any) -> tuple[int, int, int]:
+        return 2 ** (len(config.block_out_channels) - 1), 1, config.latent_channels
+
+    def _encode(self, frames: Iterator[Tensor], per_pass: PerPass) -> Iterator[Tensor]:
+        for chunk in frames:
+            most = per_pass(*chunk.shape[-2:])
+            for part in chunk[0].transpose(0, 1).split(most):
+                moments = self.network.quant_conv(self.network.encoder(part))
+                yield moments.transpose(0, 1)[None]
+
+    def _decode(self, latents: Iterator[Tensor], per_pass: PerPass) -> Iterator[Tensor]:
+        stream, layers = Stream(), decoder_layers(self.network.decoder)
+        for part, is_last in marked(self._cut(latents, per_pass)):
+            most = per_pass(*(side * self.spatial_factor for side in part.shape[-2:]))
+            yield from run(layers, part, stream, most, is_last=is_last)
+
+
+def decoder_layers(decoder: Any) -> list[Layer]:
+    """Return diffusers' temporal decoder as layers over streams."""
+    first, *others = decoder.mid_block.resnets
+    layers = [_per_frame(decoder.conv_in), _block(first)]
+    for attention, block in zip(decoder.mid_block.attentions, others, strict=False):
+        layers += [_per_frame(attention), _block(block)]
+    for stage in decoder.up_blocks:
+        layers += [_block(block) for block in stage.resnets]
+        layers += [_per_frame(upsampler) for upsampler in stage.upsamplers or ()]
+    head = nn.Sequential(decoder.conv_norm_out, decoder.conv_act, decoder.conv_out)
+    return [*layers, _per_frame(head), partial(_convolve, decoder.time_conv_out)]
+
+
+def _per_frame(layer: nn.Module) -> Layer:
+    return lambda x, _: _film(layer(_flat(x)))
+
+
+def _block(block: Any) -> Layer:
+    """Return a spatial and a temporal residual block."""
+
+    def layer(x: Tensor, stream: Stream) -> Tensor:
+        spatial = _film(block.spatial_res_block(_flat(x), None))
+        stream.put(block, spatial)
+        branch, temporal = spatial, block.temporal_res_block
+        for norm, conv in ((temporal.norm1, temporal.conv1), (temporal.norm2, temporal.conv2)):
+            # Per frame: `norm` itself would take its statistics over all frames of the pass.
+            branch = _convolve(conv, _film(F.silu(norm(_flat(branch)))), stream)
+        spatial = stream.take(block, branch.shape[2])
+        is_image = torch.zeros(1, branch.shape[2], device=x.device, dtype=x.dtype)
+        mixed: Tensor = block.time_mixer(x_spatial=spatial, x_temporal=spatial + branch, image_only_indicator=is_image)
+        return mixed
+
+    return layer
+
+
+def _convolve(conv: nn.Conv3d, x: Tensor, stream: Stream) -> Tensor:
+    return convolve(x, conv, conv, stream, causal=False, repeat_edges=False)
+
+
+def _flat(film: Tensor) -> Tensor:
+    """[1 c t h w] -> [t c h w]."""
+    return film[0].transpose(0, 1)
+
+
+def _film(frames: Tensor) -> Tensor:
+    return frames.transpose(0, 1)[None]
