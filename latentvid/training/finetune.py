@@ -40,7 +40,7 @@ class FinetuneLoss(ReconstructionWeights):
     """Squared errors and flicker weigh more than in general: both are what time can mend."""
 
     mse: float = Field(8.0, ge=0)
-    temporal: float = Field(1.0, ge=0)
+    temporal: float = Field(4.0, ge=0)
 
 
 class FinetuneOptions(DecoderOptions):
@@ -51,13 +51,12 @@ class FinetuneOptions(DecoderOptions):
 
 
 class FinetuneLoop(LoopConfig):
-    """A rate for small streams: the features of tiny decoders have a spread of about 0.1 and the branches' inputs one
-    of 1, so that at 1e-3 each early step moves a layer's output by as much as is there (measured on TAESD: -5 dB after
-    60 steps)."""
+    """A high rate and a short warm-up: branches without norms start as small as the streams that they are added to
+    (measured on TAESD: 30.93 to 32.37 dB in 180 steps). Branches with norms may need less; that was not measured."""
 
     steps: int = Field(2000, ge=1)
-    lr: float = Field(2e-4, gt=0)
-    warmup: int = Field(100, ge=0)
+    lr: float = Field(1e-3, gt=0)
+    warmup: int = Field(50, ge=0)
     ema_decay: float = Field(0.99, ge=0, lt=1)
     log_every: int = Field(10, ge=1)
     save_every: int = Field(100, ge=1)
