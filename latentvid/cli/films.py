@@ -32,7 +32,7 @@ DriftGuard = Annotated[
 ]
 DriftLimit = Annotated[
     float | None,
-    typer.Option("--drift-limit", min=0.01, metavar="X", help="How far is too far, as a share: 0.3 if not given."),
+    typer.Option("--drift-limit", min=0.001, metavar="X", help="How far is too far, as a share: 0.3 if not given."),
 ]
 
 
@@ -56,6 +56,9 @@ class Making:
     overlap: Annotated[
         int | None,
         typer.Option("--overlap", min=1, metavar="N", help="Frames that windows share; the model's own if not given."),
+    ] = None
+    end_image: Annotated[
+        Path | None, typer.Option("--end-image", metavar="IMG", help="Picture to end with, where the model allows it.")
     ] = None
     drift_guard: DriftGuard = None
     drift_limit: DriftLimit = None
@@ -110,6 +113,7 @@ class Making:
             "prompts": schedule,
             "solver": self.solver,
             "rule": rule if self.overlap is None else {**rule, "overlap": self.overlap},
+            "end_image": self.end_image,
             "drift_guard": self.drift_guard,
             "crf": self.crf,
             "contact_sheet": self.contact_sheet,

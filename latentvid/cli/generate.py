@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +19,10 @@ def run(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to show, in words.")] = "",
     size: Annotated[
         str | None, typer.Option("--size", metavar="WxH", help="Pixels; what the model was trained at if not given.")
+    ] = None,
+    start_image: Annotated[
+        Path | None,
+        typer.Option("--start-image", metavar="IMG", help="Picture to begin with, where the model allows it."),
     ] = None,
 ) -> None:
     """Make a film from a prompt, of any length.
@@ -50,6 +55,7 @@ def run(
             num_frames=length,
             height=height,
             width=width,
+            start_image=start_image,
             on_progress=on_progress,
             **options,
         )

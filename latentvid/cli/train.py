@@ -85,7 +85,7 @@ class _Progress:
         self._bar = ExitStack()
         self._what: tuple[str, int] | None = None
         self._done = 0
-        self._advance: Advance = lambda step: None
+        self._advance: Advance = lambda step, note="": None
 
     def __enter__(self) -> _Progress:
         return self

@@ -23,6 +23,7 @@ from latentvid.core.errors import CheckpointError, InputError, UsageError
 from latentvid.core.files import sha256_of
 from latentvid.extension.plan import Window
 from latentvid.extension.rules import ReuseRule, Tail
+from latentvid.film.anchors import prepare_anchors
 from latentvid.film.finish import publish, write_drift, write_sheet
 from latentvid.film.folder import SEGMENT_SUFFIXES, Carry, RunFolder, run_path, save_carry
 from latentvid.film.generate import complete, new_run, weights_of
@@ -107,6 +108,7 @@ def extend_clip(
     )
     run = new_run(pipeline, settings, run_path(out), given=given_frames(settings))
     with run.locked():
+        prepare_anchors(run, pipeline)
         prepare_clip(run, pipeline)
         return complete(run, pipeline, clip_shots(run), on_progress=on_progress)
 

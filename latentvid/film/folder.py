@@ -5,6 +5,7 @@
       windows/000007.json    written last: with it, window 7 is complete
       windows/000007.safetensors, .mp4      its latents and its encoded segment
       given.safetensors      latents of the last frames of the clip that is continued, where there is one
+      anchors.safetensors    latents of the pictures that it begins or ends with, where there are some
       carry/000008.safetensors              what window 8 starts from; only the newest is kept
       drift.json, drift.png  how the film develops
       preview.m3u8, preview/000007.ts       the windows as a playlist, to be watched while later ones are made
@@ -119,6 +120,11 @@ class RunFolder:
     def given(self) -> Path:
         """The latents of the last frames of the clip that the film continues."""
         return self.path / "given.safetensors"
+
+    @property
+    def anchors(self) -> Path:
+        """The latents of the pictures that the film begins or ends with."""
+        return self.path / "anchors.safetensors"
 
     def segment(self, index: int) -> Path:
         return self.path / "windows" / f"{index:06d}{self.segment_suffix}"

@@ -17,6 +17,7 @@ from latentvid import __version__
 from latentvid.autoencoders.image import hash_weights
 from latentvid.core.errors import CheckpointError
 from latentvid.core.runtime import resolve_runtime
+from latentvid.film.anchors import prepare_anchors
 from latentvid.film.finish import discard, finish
 from latentvid.film.folder import SEGMENT_SUFFIXES, RunFolder, run_path
 from latentvid.film.guard import guard_notes
@@ -38,6 +39,7 @@ def generate_film(
     num_frames: int | None = None,
     height: int | None = None,
     width: int | None = None,
+    start_image: str | Path | None = None,
     on_progress: OnProgress | None = None,
     **options: Unpack[FilmOptions],
 ) -> FilmReport:
@@ -52,6 +54,7 @@ def generate_film(
         out: `.mp4`, `.m4v`, `.mov` or `.mkv`; `.gif`; `.png`, `.jpg` or `.webp` for a single frame.
         num_frames: one window by default.
         height, width: in pixels; what the model was trained at by default.
+        start_image: picture that the film begins with, for models that can be given frames.
         on_progress: hears of every denoiser call.
         options: as `FilmOptions` lists them.
 
@@ -69,9 +72,11 @@ def generate_film(
         num_frames=num_frames or pipeline.config.num_frames,
         height=height or pipeline.default_size[0],
         width=width or pipeline.default_size[1],
+        start_image=start_image,
     )
     run = new_run(pipeline, settings, run_path(out))
     with run.locked():
+        prepare_anchors(run, pipeline)
         return complete(run, pipeline, plain_shots(run), on_progress=on_progress)
 
 
@@ -117,6 +122,8 @@ def resume_film(
         done = folder.num_complete()
         folder.verify(done)
         folder.change(drift_guard=drift_guard, drift_limit=drift_limit)
+        if not done:
+            prepare_anchors(folder, pipeline)
         if folder.settings.clip is not None and not done:
             prepare_clip(folder, pipeline)
         return complete(folder, pipeline, shots_of(folder), first=done, on_progress=on_progress)
@@ -228,7 +235,7 @@ def finish_run(run: RunFolder) -> tuple[dict[str, float], list[str]]:
     """Join a run's film; return the drift's summary and what the user should know."""
     with resumable(run.path):
         if run.settings.clip is None:
-            drift, notes = finish(run), []
+            drift, notes = finish(run), list[str]()
         else:
             from latentvid.film.extend import finish_extension
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from latentvid.core.rng import Rng
 from latentvid.extension.plan import FilmPlan, Window
 from latentvid.extension.rollout import MadeWindow, make_window
 from latentvid.extension.rules import Setting
+from latentvid.film.anchors import load_anchors
 from latentvid.film.folder import Carry, RunFolder, load_carry, save_carry, settle
 from latentvid.film.guard import Guard
 from latentvid.film.preview import Preview
@@ -130,6 +131,7 @@ class Maker:
         self.plan = FilmPlan(**run.record.plan)  # type: ignore[arg-type]
         self.sampling = sampling_of(pipeline, settings)
         self.guard = Guard(run, self.plan)
+        self.anchors = load_anchors(run, pipeline.unet.device)
         self.preview = Preview(run)
         self._window, self._calls = 0, 0
         self._meta = latent_meta(pipeline, settings)
@@ -155,9 +157,11 @@ class Maker:
         start = time.perf_counter()
         self.begin(window)
         before, prompt = self.run.settings.prompts_of(self.plan, window.index)
-        setting = self.setting(before, prompt)
+        setting = self.setting(window, before, prompt)
         made = make_window(window, self.sampling.rule, self.sampling.solver, setting, carry.tail)
-        made, is_corrected = self.guard.correct(window.index, made, rule=self.sampling.rule, levels=setting.levels)
+        is_corrected = False
+        if not self.anchors.within(window):  # frames that are given stay as they are
+            made, is_corrected = self.guard.correct(window.index, made, rule=self.sampling.rule, levels=setting.levels)
         state = carry.decoder or StreamState()
         frames = self.pipeline.decode_window(made, 0, state).cpu()
         after = settle(Carry(made.tail, state.detach(), frames[-1].clone()))
@@ -183,9 +187,9 @@ class Maker:
         self.preview.show(window.index + 1)
         return after
 
-    def setting(self, before: str, prompt: str, *, rng: Rng | None = None) -> Setting:
+    def setting(self, window: Window, before: str, prompt: str, *, rng: Rng | None = None) -> Setting:
         """Return what a window that leads from one prompt to another is sampled with."""
-        return self.pipeline.setting(
+        setting = self.pipeline.setting(
             self.sampling,
             [prompt],
             self.run.settings.negative_prompt,
@@ -193,6 +197,7 @@ class Maker:
             rng=rng,
             on_call=lambda: self._tell(self._calls + 1),
         )
+        return replace(setting, denoise=self.anchors.hold(setting.denoise, window))
 
     def begin(self, window: Window) -> None:
         """Tell that a window is begun."""

@@ -13,6 +13,7 @@ from latentvid.core.errors import UsageError
 from latentvid.core.files import check_output
 from latentvid.core.runtime import Runtime
 from latentvid.extension.rules import OverlapRule
+from latentvid.film.anchors import picture
 from latentvid.film.prompts import PromptSchedule
 from latentvid.film.settings import DriftGuard, FilmSettings, Place, as_rate
 from latentvid.pipeline import LatentVideoPipeline, validate_rule
@@ -37,6 +38,8 @@ class FilmOptions(TypedDict, total=False):
     """What to do about a window that moved too far from the scene's first."""
     drift_limit: float
     """How far that is, as a share of the first window's values."""
+    end_image: str | Path | None
+    """Picture that the film ends with, for models that can be given frames."""
     crf: float
     """H.264 quality, 0 (best) .. 51."""
     contact_sheet: str | Path | None
@@ -69,6 +72,9 @@ def film_settings(pipeline: LatentVideoPipeline, out: Path, options: FilmOptions
         given[name] = str(Path(given[name]).resolve()) if given.get(name) is not None else None
     if given["contact_sheet"] is not None:
         check_output(given["contact_sheet"], overwrite=overwrite)
+    for name in ("start_image", "end_image"):
+        given[name] = picture(pipeline, {**given, **own}.get(name))
+        own.pop(name, None)
     rule = validate_rule(given.pop("rule", None) or pipeline.config.overlap_rule)
     place = _place(given.pop("runtime", None), pipeline)
     fps = str(as_rate(pipeline.config.fps))

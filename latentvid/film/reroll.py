@@ -99,7 +99,7 @@ class _Again:
         if self.prompt != self.old.prompt or before == self.old.prompt:
             before = self.prompt
         self.maker.begin(window)
-        setting = self.maker.setting(before, self.prompt, rng=Rng(self.seed))
+        setting = self.maker.setting(window, before, self.prompt, rng=Rng(self.seed))
         clean = sample_between(setting, sampling, window, anchors, places)
         new = clean[:, :, window.new_from - window.start :]
         state = self.prime()

@@ -26,6 +26,13 @@ class Place(StrictModel):
     threads: int = 1
 
 
+class Picture(StrictModel):
+    """A user's picture that a film begins or ends with."""
+
+    path: str
+    sha256: str
+
+
 class OwnFilm(StrictModel):
     """The run of ours that made the clip, found by the clip's hash."""
 
@@ -82,6 +89,8 @@ class FilmSettings(StrictModel):
     fps: str
     """Of the film's file, as a fraction."""
     model_fps: str
+    start_image: Picture | None = None
+    end_image: Picture | None = None
     crf: float = Field(18.0, ge=0, le=51)
     contact_sheet: str | None = None
     overwrite: bool = False

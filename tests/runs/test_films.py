@@ -96,6 +96,20 @@ def test_interrupted_is_130_and_resumes(
     assert main(["resume", "nothing.run"]) == 3
 
 
+def test_a_guard_stops_and_the_run_goes_on(here: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", "clouds", "--model", model, "--steps", "2", "--frames", "14", "--device", "cpu"]
+    assert main([*words, "-o", "a.mp4", "--drift-guard", "stop", "--drift-limit", "0.001"]) == 6
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "watch it while it is made, from its first window on: a.run/preview.m3u8"
+    assert "latentvid resume a.run --drift-guard correct" in said[-1]
+    assert main(["resume", "a.run", "--drift-guard", "warn", "--drift-limit", "100", "--json"]) == 0
+    said = capsys.readouterr()
+    assert "every window within 10000%" in said.err
+    assert json.loads(said.out)["num_frames"] == 14
+    assert main([*words, "-o", "b.mp4", "--start-image", "none.png"]) == 2
+    assert "one noise level" in capsys.readouterr().err
+
+
 def test_plans_make_nothing(here: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--frames", "1000", "--model", model, "--steps", "4", "--device", "cpu"]
     assert main(["plan", "generate", "clouds", *words, "--json"]) == 0

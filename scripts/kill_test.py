@@ -1,0 +1,159 @@
+"""Kills films at random moments, lets them go on, and compares every byte with films that nobody disturbed.
+
+    python scripts/kill_test.py --model checkpoints/NAME --kills 20 [--frames 64] [--steps 20] [--json FILE]
+
+Every second film continues a clip, the others are made from a prompt. A child process makes the film and dies by
+SIGKILL at a moment drawn from --seed; another resumes it. Prints one line per kill; exit code 1 if any film differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from latentvid.core.files import sha256_of
+from latentvid.film.extend import extend_clip
+from latentvid.film.folder import RunFolder, run_path
+from latentvid.film.generate import generate_film, resume_film
+from latentvid.pipeline import LatentVideoPipeline
+
+PROMPT = "slow clouds drifting left over hills at dusk"
+COMPARED = ("windows/*", "carry/*", "drift.json", "preview.m3u8", "preview/*.ts")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One film that was killed."""
+
+    verb: str
+    after_s: float
+    num_complete: int
+    """Windows that were finished by then; -1 where not even the run folder was."""
+    different: list[str]
+    """Files that differ from those of the undisturbed film; none is what is wanted."""
+
+
+class Films:
+    """The two films, undisturbed, and how to make them again."""
+
+    def __init__(self, pipeline: LatentVideoPipeline, folder: Path, *, num_frames: int, steps: int) -> None:
+        self.pipeline, self.folder = pipeline, folder
+        self.num_frames, self.steps = num_frames, steps
+        self.clip = folder / "clip.mp4"
+        generate_film(pipeline, PROMPT, self.clip, seed=99, num_inference_steps=steps, keep_run=False)
+        self.seconds: dict[str, float] = {}
+        self.wanted: dict[str, dict[str, str]] = {}
+        for verb in ("generate", "extend"):
+            out = folder / verb / "film.mp4"
+            start = time.perf_counter()
+            _in_child(lambda verb=verb, out=out: self.begin(verb, out), None)  # type: ignore[misc]
+            self.seconds[verb] = time.perf_counter() - start
+            self.wanted[verb] = hashes(out)
+
+    def begin(self, verb: str, out: Path) -> None:
+        out.parent.mkdir(exist_ok=True)
+        if verb == "generate":
+            generate_film(self.pipeline, PROMPT, out, num_frames=self.num_frames, num_inference_steps=self.steps)
+        else:
+            extend_clip(
+                self.pipeline, self.clip, out, num_frames=self.num_frames, prompt=PROMPT, num_inference_steps=self.steps
+            )
+
+    def kill(self, verb: str, moment: float) -> Kill | None:
+        """Kill one film at a share of its usual time and let it go on; None where it was finished by then."""
+        out = self.folder / "killed" / "film.mp4"
+        shutil.rmtree(out.parent, ignore_errors=True)
+        after_s = moment * self.seconds[verb]
+        if not _in_child(lambda: self.begin(verb, out), after_s):
+            return None
+        run = run_path(out)
+        has_begun = (run / "run.json").is_file()
+        num_complete = RunFolder.open(run).num_complete() if has_begun else -1
+        again = (lambda: resume_film(run, pipeline=self.pipeline)) if has_begun else (lambda: self.begin(verb, out))
+        _in_child(again, None)
+        found, wanted = hashes(out), self.wanted[verb]
+        different = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        return Kill(verb, round(after_s, 3), num_complete, different)
+
+
+def hashes(film: Path) -> dict[str, str]:
+    """Return the hashes of a film and of what its run folder holds, window records aside: they tell the time."""
+    run = run_path(film)
+    files = [file for pattern in COMPARED for file in run.glob(pattern) if file.suffix != ".json" or file.parent == run]
+    return {file.relative_to(film.parent).as_posix(): sha256_of(file) for file in [film, *files]}
+
+
+def kill_films(films: Films, kills: int, *, seed: int, tell: Callable[[Kill], None]) -> list[Kill]:
+    """Kill `kills` films at moments drawn from `seed`."""
+    draw, done = random.Random(seed), list[Kill]()
+    while len(done) < kills:
+        kill = films.kill(("generate", "extend")[len(done) % 2], draw.uniform(0, 1))
+        if kill is not None:
+            done.append(kill)
+            tell(kill)
+    return done
+
+
+def _in_child(work: Callable[[], object], kill_after_s: float | None) -> bool:
+    """Do `work` in a fork of this process; return whether it was killed before it was done."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    if kill_after_s is not None:
+        time.sleep(kill_after_s)
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        return True
+    if os.waitstatus_to_exitcode(status):
+        raise SystemExit("a film could not be made")
+    return False
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--frames", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # before any work: threads do not survive a fork
+    pipeline = LatentVideoPipeline.from_pretrained(arguments.model)
+    with tempfile.TemporaryDirectory() as folder:
+        films = Films(pipeline, Path(folder), num_frames=arguments.frames, steps=arguments.steps)
+        kills = kill_films(films, arguments.kills, seed=arguments.seed, tell=_tell)
+    bad = sum(bool(kill.different) for kill in kills)
+    print(f"{len(kills)} kills, {len(kills) - bad} films identical")
+    if arguments.json:
+        found = {"kills": [asdict(kill) for kill in kills], "num_identical": len(kills) - bad, **vars(arguments)}
+        arguments.json.write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
+    return int(bad > 0)
+
+
+def _tell(kill: Kill) -> None:
+    at = "before its folder" if kill.num_complete < 0 else f"with {kill.num_complete} windows"
+    print(f"{kill.verb} after {kill.after_s:.2f} s, {at}: {', '.join(kill.different) or 'identical'}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
