@@ -1,27 +1,32 @@
 """Finetuning the temporal decoder of an autoencoder on footage, its encoder frozen, so that latents stay valid.
 
-The recipe of "Align your Latents" (arXiv 2304.08818), without a discriminator. By default only the temporal layers
-learn: single frames are then decoded exactly as before. With the spatial decoder opened as well, stills are mixed
-in, and the figures on stills (`image_psnr`) stand guard: the video decoder of that paper lost there.
+The recipe of "Align your Latents" (arXiv 2304.08818). By default only the temporal layers learn: single frames are
+then decoded exactly as before. With the spatial decoder opened as well, stills are mixed in, a discriminator of videos
+may judge, and the figures on stills (`image_psnr`) stand guard: the video decoder of that paper lost there.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
-from torch import Tensor
+from pydantic import Field, model_validator
+from torch import Tensor, nn
 
+from latentvid.autoencoders.image import ImageAutoencoder
 from latentvid.autoencoders.losses import Perceptual, ReconstructionLoss, ReconstructionWeights
 from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.config import StrictModel
 from latentvid.core.errors import UsageError
 from latentvid.core.files import write_json
 from latentvid.core.rng import Rng
+from latentvid.temporal.context import StreamState
 from latentvid.temporal.inject import temporal_parameters
+from latentvid.training.adversary import Adversary, DiscriminatorOptions
+from latentvid.training.checkpointing import checkpoint_spatial_blocks
 from latentvid.training.latent_cache import LatentCache, as_network_input
 from latentvid.training.task import Task
 
@@ -35,6 +40,9 @@ class DecoderOptions(StrictModel):
     batch: int = Field(2, ge=1)
     num_frames: int = Field(8, ge=2)
     """Frames per example, cut at random from the clips."""
+    chunk_frames: int | None = Field(None, ge=1)
+    """Decode examples in chunks of so many frames, one after another: the past is carried, gradients are not. Null
+    decodes them whole."""
     train_spatial: bool = False
     """Train the image decoder's own weights too. Needs more data, and can cost single frames their quality."""
     spatial_rate: float = Field(0.1, gt=0)
@@ -42,8 +50,18 @@ class DecoderOptions(StrictModel):
     still_share: float = Field(0.2, ge=0, lt=1)
     """Share of batches of stills while the spatial weights train; stills teach temporal layers nothing."""
     loss: ReconstructionWeights = ReconstructionWeights(l1=1.0, mse=2.0, temporal=0.5)
+    discriminator: DiscriminatorOptions | None = None
+    """Of videos; stills are not judged. Only where the spatial weights train."""
+    gradient_checkpointing: bool = False
+    """Compute spatial blocks again in the backward pass: less memory, the same gradients, about a third more time."""
     validation_clips: int = Field(6, ge=1)
     """The last clips of the source, never trained on."""
+
+    @model_validator(mode="after")
+    def _judges_what_trains(self) -> DecoderOptions:
+        if self.discriminator is not None and not self.train_spatial:
+            raise ValueError("a discriminator needs train_spatial: its weight is measured at the last layer")
+        return self
 
 
 class DecoderTask(Task):
@@ -54,13 +72,14 @@ class DecoderTask(Task):
         clips: latents and pixels of clips of at least `options.num_frames` frames, made by this encoder.
         held_out: the same, to validate on; by default the last of `clips`, which are then not trained on.
         perceptual: network of the LPIPS term, where that has a weight.
+        image: what the guard compares with, where the spatial weights of `autoencoder` are not the first ones any more.
 
     Raises:
         UsageError: nothing is left to train on, or a cache was built without pixels.
     """
 
     autoencoder: TemporalAutoencoder
-    image: TemporalAutoencoder
+    image: ImageAutoencoder
 
     def __init__(
         self,
@@ -71,6 +90,7 @@ class DecoderTask(Task):
         seed: int,
         held_out: LatentCache | None = None,
         perceptual: Perceptual | None = None,
+        image: ImageAutoencoder | None = None,
     ) -> None:
         super().__init__()
         count = options.validation_clips
@@ -87,9 +107,14 @@ class DecoderTask(Task):
         self.clips, self.held_out, self.options = clips, held_out, options
         self.rng = Rng(seed)
         self.loss = ReconstructionLoss(options.loss, perceptual=perceptual)
+        if image is None:
+            image = copy.deepcopy(autoencoder).requires_grad_(False) if options.train_spatial else autoencoder
         # Unregistered: what the spatial weights were is neither trained nor saved.
-        image = copy.deepcopy(autoencoder).requires_grad_(False) if options.train_spatial else autoencoder
         object.__setattr__(self, "image", image)
+        self.adversary = Adversary(options.discriminator, seed=seed) if options.discriminator else None
+        self._decoded: list[dict[str, Tensor]] = []
+        if options.gradient_checkpointing:
+            checkpoint_spatial_blocks(autoencoder.decoder)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         temporal = temporal_parameters(self.autoencoder)
@@ -115,8 +140,51 @@ class DecoderTask(Task):
         return video[first : first + frames], latents[:, first : first + frames]
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        video = as_network_input(batch["video"]).transpose(1, 2)
-        return self.loss(self.autoencoder.decode_chunk(batch["latents"]).transpose(1, 2), video)
+        if "fake" in batch:
+            assert self.adversary is not None
+            return self.adversary.judge(batch["real"], batch["fake"], share=float(batch["share"]))
+        video = as_network_input(batch["video"])
+        decoded = self._decode(batch["latents"])
+        loss, terms = self.loss(decoded.transpose(1, 2), video.transpose(1, 2))
+        if self.adversary is None or not self.adversary.is_on:
+            return loss, terms
+        moves = video.shape[2] > 1
+        found = {"real": video, "fake": decoded.detach(), "share": torch.tensor(float(moves))}
+        self._decoded.append(found)
+        if not moves:
+            return loss, terms
+        added, more = self.adversary.term(decoded, loss, last_weight(self.autoencoder.decoder))
+        return loss + added, {**terms, **more}
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Decode [b c t h w] to [b 3 t h w], in chunks where that is asked for."""
+        if self.options.chunk_frames is None:
+            return self.autoencoder.decode_chunk(latents)
+        state, parts = StreamState(), []
+        for chunk in latents.split(self.options.chunk_frames, dim=2):
+            parts.append(self.autoencoder.decode_chunk(chunk, state))
+            state = state.detach()
+        return torch.cat(parts, dim=2)
+
+    def begin_step(self, step: int) -> None:
+        self._decoded = []
+        if self.adversary is not None:
+            self.adversary.begin_step(step)
+
+    def discriminator_groups(self) -> list[dict[str, Any]]:
+        return [] if self.adversary is None else self.adversary.groups()
+
+    def discriminator_batches(self) -> list[Any]:
+        batches, self._decoded = self._decoded, []
+        return batches
+
+    def score(self, figures: Mapping[str, float]) -> float | None:
+        """Return the PSNR on held-out clips, where stills are as good as they were."""
+        return figures["psnr"] if figures["image_guard"] else None
+
+    def validated(self, figures: Mapping[str, float]) -> None:
+        if self.adversary is not None:
+            self.adversary.validated(figures["psnr"])
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -147,6 +215,12 @@ class DecoderTask(Task):
         write_json(folder / "metrics.json", {"held_out": self.validate()})
 
 
+def last_weight(decoder: nn.Module) -> Tensor:
+    """Return the weights of the convolution that makes the pixels."""
+    convolutions = [module for module in decoder.modules() if isinstance(module, nn.Conv2d)]
+    return convolutions[-1].weight
+
+
 def _has_pixels(cache: LatentCache) -> bool:
     try:
         cache.video(0)
@@ -160,7 +234,7 @@ def _as_stills(latents: Tensor) -> Tensor:
     return latents.transpose(1, 2).flatten(0, 1)[:, :, None]
 
 
-def _frame_by_frame(autoencoder: TemporalAutoencoder, latents: Tensor) -> Tensor:
+def _frame_by_frame(autoencoder: ImageAutoencoder, latents: Tensor) -> Tensor:
     frames = latents.shape[2]
     stills = torch.cat([autoencoder.decode_chunk(part) for part in _as_stills(latents).split(8)])
     return stills[:, :, 0].unflatten(0, (-1, frames)).transpose(1, 2)

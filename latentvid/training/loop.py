@@ -5,7 +5,8 @@ The only file that touches accelerate. A run is a folder:
     loop.json        the settings
     log.jsonl        one line per `log_every` steps and per validation
     state/step-N/    all that resuming needs; written beside and renamed, the last two are kept
-    export/          what the task makes of the averaged weights
+    export/          what the task makes of the averaged weights: the last ones, or the best
+    result.json      written last: which step's weights were exported, and whether the run stopped early
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, send_to_device, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, send_to_device, set_seed
 from diffusers.training_utils import EMAModel
 from pydantic import Field
 from torch import Tensor
@@ -38,6 +40,7 @@ from latentvid.training.log import OnRecord, RunLog
 from latentvid.training.task import Task
 
 KEPT_STATES = 2
+RESULT = "result.json"
 
 
 class TrainingDiverged(LatentVidError):
@@ -66,6 +69,10 @@ class LoopConfig(StrictModel):
     log_every: int = Field(20, ge=1)
     save_every: int = Field(500, ge=1)
     validate_every: int = Field(1000, ge=1)
+    keep: Literal["last", "best"] = "last"
+    """Which averaged weights to export: the last, or those of the validation with the best score."""
+    patience: int = Field(0, ge=0)
+    """Stop after so many validations in a row that were no better, where the best is kept; 0 never stops."""
     prefetch: int = Field(2, ge=1)
     """Batches made ahead in a background thread."""
 
@@ -101,7 +108,7 @@ def train(
     try:
         run.start(resume=resume)
         with held_interrupts() as interrupted:
-            while run.step < config.steps:
+            while run.step < config.steps and not run.is_stopped:
                 run.advance()
                 if interrupted():
                     run.save_alone()
@@ -110,6 +117,16 @@ def train(
     finally:
         run.close()
     return run.last_record
+
+
+@dataclass
+class Best:
+    """The best validation so far: its step and score, how many have followed, and its weights."""
+
+    step: int = 0
+    score: float = -math.inf
+    waited: int = 0
+    weights: list[Tensor] | None = None
 
 
 class _Run:
@@ -121,13 +138,19 @@ class _Run:
         groups = task.parameter_groups(config.lr)
         if not any(group["params"] for group in groups):
             raise UsageError("nothing to train: every parameter is frozen.")
-        self.base_rates = [group.get("lr", config.lr) for group in groups]
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
         self.task = task
         self.model, self.optimizer = self.accelerator.prepare(task, optimizer)
         self.trained = [p for group in groups for p in group["params"]]
+        self.optimizers = [(self.optimizer, [group.get("lr", config.lr) for group in groups])]
+        self.discriminator: Any = None
+        second = task.discriminator_groups()
+        if second:
+            self.discriminator = self.accelerator.prepare(torch.optim.AdamW(second, lr=config.lr))
+            self.optimizers.append((self.discriminator, [group.get("lr", config.lr) for group in second]))
         self.ema = EMAModel(self.trained, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
         self.step = 0
+        self.best = Best()
         self.last_record: dict[str, Any] = {}
         self.log = RunLog(folder / "log.jsonl" if self.accelerator.is_main_process else None, on_record)
         self._since, self._logged = time.monotonic(), 0
@@ -143,9 +166,16 @@ class _Run:
             self._load(states[-1])
         if self.accelerator.is_main_process:
             write_json(self.folder / "loop.json", self.config.model_dump(mode="json"))
-            self.log.cut(self.step)
+            self.log.cut(self.step if states else -1)
             for torn in self.folder.glob("state/.step-*"):
                 shutil.rmtree(torn)
+        if self.config.keep == "best" and not states:
+            self._validate()  # so that weights which training only worsens are kept as they came
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the score has not risen for as long as patience lasts."""
+        return 0 < self.config.patience <= self.best.waited
 
     def advance(self) -> None:
         """Take one optimizer step, and log, validate and save as due."""
@@ -153,6 +183,7 @@ class _Run:
         stream = f"step/{self.step}/rank/{self.accelerator.process_index}"
         set_seed(Rng(self.config.seed).seed_of(stream) % 2**32)
         self._set_rates()
+        self.task.begin_step(self.step)
         for micro in range(self.config.accumulate):
             last = micro == self.config.accumulate - 1
             batch = send_to_device(self._batch(self.step * self.config.accumulate + micro), self.accelerator.device)
@@ -165,47 +196,87 @@ class _Run:
         self._note({"grad_norm": norm})
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.discriminator is not None:
+            self._advance_discriminator(self.discriminator)
         self.step += 1
         if self.config.ema_decay:
             self.ema.step(self.trained)
         self._after_step()
+
+    def _advance_discriminator(self, optimizer: Any) -> None:
+        batches = self.task.discriminator_batches()
+        for k, batch in enumerate(batches):
+            with self._sync(k == len(batches) - 1):
+                with self.accelerator.autocast():
+                    loss, terms = self.model(batch)
+                self.accelerator.backward(loss / len(batches))
+            self._note(terms)
+        if batches:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            self.accelerator.clip_grad_norm_(parameters, self.config.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
 
     def _after_step(self) -> None:
         config, last = self.config, self.step == self.config.steps
         if self.step % config.log_every == 0 or last:
             self._log_means()
         if self.step % config.validate_every == 0 or last:
-            with self.averaged():
-                figures = self.task.validate()
-            if figures:
-                self.log.record({"step": self.step, "validation": figures})
+            self._validate()
         if self.step % config.save_every == 0 and not last:
             self.save()
+
+    def _validate(self) -> None:
+        with self.averaged():
+            figures = self._agreed(self.task.validate())
+            if not figures:
+                return
+            score = self.task.score(figures) if self.config.keep == "best" else None
+            if score is not None and score > self.best.score:
+                self.best = Best(self.step, score, 0, [p.detach().cpu().clone() for p in self.trained])
+            elif self.best.weights is not None:
+                self.best.waited += 1
+        self.task.validated(figures)
+        self.log.record({"step": self.step, "validation": figures})
+
+    def _agreed(self, figures: dict[str, float]) -> dict[str, float]:
+        """Return the main process's figures: all must come to the same conclusions."""
+        if self.accelerator.num_processes == 1:
+            return figures
+        found: dict[str, float] = broadcast_object_list([figures])[0]
+        return found
 
     def finish(self) -> None:
         self.save()
         export = self.folder / "export"
         export.mkdir(exist_ok=True)
         if self.accelerator.is_main_process:
-            with self.averaged():
+            with self.averaged(self.best.weights):
                 self.task.export(export)
+            kept = self.step if self.best.weights is None else self.best.step
+            done = {"steps": self.step, "kept": kept, "stopped": self.step < self.config.steps}
+            write_json(self.folder / RESULT, done)
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Run the block with the averaged weights in place, in evaluation mode and without gradients."""
+    def averaged(self, instead: Sequence[Tensor] | None = None) -> Iterator[None]:
+        """Run the block with the averaged weights (or those given) in place, in evaluation mode, without gradients."""
         self.task.eval()
-        if self.config.ema_decay:
+        swap = self.config.ema_decay or instead is not None
+        if swap:
             self.ema.store(self.trained)
             self.ema.copy_to(self.trained)
+        if instead is not None:
+            for parameter, value in zip(self.trained, instead, strict=True):
+                parameter.data.copy_(value)
         try:
             with torch.no_grad():
                 yield
         finally:
-            if self.config.ema_decay:
+            if swap:
                 self.ema.restore(self.trained)
             self.task.train()
 
@@ -221,6 +292,8 @@ class _Run:
         if self.accelerator.is_main_process:
             torch.save(self.ema.state_dict(), beside / "ema.pt")
             write_json(beside / "log.json", self.log.state())
+            if self.config.keep == "best":
+                torch.save(vars(self.best), beside / "best.pt")
             beside.rename(target)
             for old in saved_states(self.folder)[:-KEPT_STATES]:
                 shutil.rmtree(old)
@@ -237,6 +310,8 @@ class _Run:
             self.ema.load_state_dict(torch.load(state / "ema.pt", weights_only=True, map_location="cpu"))
             sums = state / "log.json"
             self.log.load_state(read_json(sums) if sums.exists() else {})
+            if self.config.keep == "best":
+                self.best = Best(**torch.load(state / "best.pt", weights_only=True, map_location="cpu"))
         except Exception as error:  # torch, safetensors, pickle and accelerate each have their own
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(
@@ -261,8 +336,9 @@ class _Run:
         if config.schedule == "cosine":
             done = max(0, self.step - config.warmup) / max(1, config.steps - config.warmup)
             factor *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = rate * factor
+        for optimizer, rates in self.optimizers:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
 
     def _attention(self) -> AbstractContextManager[None]:
         """On the CPU, attention by plain matrix products.

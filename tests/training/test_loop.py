@@ -63,7 +63,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_is_a_folder_with_a_log_states_and_what_was_trained(whole: Path) -> None:
-    assert sorted(p.name for p in whole.iterdir()) == ["export", "log.jsonl", "loop.json", "state"]
+    assert sorted(p.name for p in whole.iterdir()) == ["export", "log.jsonl", "loop.json", "result.json", "state"]
     assert [p.name for p in saved_states(whole)] == ["step-10", "step-12"]
     assert sorted(p.name for p in (whole / "state").iterdir()) == ["step-10", "step-12"]
     assert [r["step"] for r in records(whole) if "loss" in r] == [4, 8, 12]
