@@ -143,7 +143,7 @@ class LatentVideoPipeline(DiffusionPipeline):
             set_attention(pipeline.unet, runtime.attention)
             if runtime.compile:
                 pipeline.unet.compile()
-        pipeline.unet.to(memory_format=torch.channels_last).eval()
+        pipeline.unet.eval()
         pipeline.text_encoder.eval()
         return pipeline
 

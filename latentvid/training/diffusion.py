@@ -10,15 +10,13 @@ as to make one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from latentvid.core.config import StrictModel
 from latentvid.core.errors import UsageError
@@ -31,8 +29,6 @@ from latentvid.sampling.prediction import noisy, target
 from latentvid.training.latent_cache import LatentCache
 from latentvid.training.task import Task
 
-MOST_PLAIN_TOKENS = 1024
-"""Places in a latent frame up to which attention may keep its whole matrix in memory."""
 VALIDATED_LEVELS = (0.25, 0.5, 0.75, 0.95)
 
 
@@ -59,14 +55,6 @@ class DiffusionOptions(StrictModel):
     """Train the text encoder too (a small one made for the model; leave a pretrained one alone)."""
     validation_clips: int = Field(48, ge=1)
     """The last clips of each cache, never trained on."""
-
-
-def _attention_for(latents: Tensor) -> AbstractContextManager[None]:
-    """Have short attentions on CPU computed plainly: the backward pass of the fused kernel is several times slower there."""
-    is_short = latents.shape[-2] * latents.shape[-1] <= MOST_PLAIN_TOKENS
-    if latents.device.type == "cpu" and is_short:
-        return cast("AbstractContextManager[None]", sdpa_kernel(SDPBackend.MATH))
-    return nullcontext()
 
 
 class DiffusionTask(Task):
@@ -191,8 +179,7 @@ class DiffusionTask(Task):
         clean, eps = batch["clean"].float(), batch["eps"].float()
         level = self.schedule.level(batch["timestep"])
         text = self.text_encoder(batch["ids"]).last_hidden_state
-        with _attention_for(clean):
-            output = self.unet(noisy(clean, eps, level), batch["timestep"], text).float()
+        output = self.unet(noisy(clean, eps, level), batch["timestep"], text).float()
         wanted = target(clean, eps, level, self.schedule.prediction_type)
         return F.mse_loss(output, wanted, reduction="none").mean(dim=(1, 3, 4))
 
