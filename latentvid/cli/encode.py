@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,13 @@ def run(
         str | None,
         typer.Option("--shard", metavar="I/N", help="Only the I-th of N shares of the clips, dealt by their names."),
     ] = None,
+    pack: Annotated[
+        Path | None, typer.Option("--pack", metavar="FOLDER", help="Then lay the latents into tar files for training.")
+    ] = None,
+    pack_frames: Annotated[
+        int,
+        typer.Option("--pack-frames", min=0, metavar="N", help="Cut into windows of N frames; 0 keeps films whole."),
+    ] = 0,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     max_memory: common.MaxMemory = None,
@@ -72,6 +80,7 @@ def run(
     Example:
       latentvid encode clip.mp4 -o clip.safetensors --vae taesd
       latentvid encode footage/ -o latents/ --vae taesd --half --shard 1/4
+      latentvid encode footage/ -o latents/ --vae taesd --half --pack shards/ --pack-frames 16
     """
     from latentvid.video.footage import find_named
 
@@ -93,7 +102,25 @@ def run(
     with out.progress("encoding") as advance:
         results = encode_files(autoencoder, jobs, settings, overwrite=overwrite, on_frames=advance)
         done = list(_announced(results, out, len(jobs)))
+    if pack is not None:
+        _pack(done, pack, pack_frames, share, out, overwrite=overwrite)
     _tell(done, out)
+
+
+def _pack(
+    results: list[dict[str, Any]], folder: Path, num_frames: int, share: Share | None, out: Output, *, overwrite: bool
+) -> None:
+    """Lay what is encoded, now or before, into shards."""
+    from latentvid.data.latent_shards import ShardWriter
+    from latentvid.training.pack import pack_files
+
+    ready = [(Path(r["output"]), Path(r["source"])) for r in results if r["status"] in ("encoded", "skipped")]
+    root = os.path.commonpath([target.parent for target, _ in ready]) if ready else ""
+    files = [(target.relative_to(root).as_posix(), target, clip) for target, clip in ready]
+    prefix = f"latents-{share.number}of{share.of}" if share else "latents"
+    with ShardWriter(folder, prefix=prefix, overwrite=overwrite) as writer:
+        pack_files(files, writer, num_frames=num_frames)
+    out.note(f"{writer.num_samples} samples in {len(writer.paths)} shards: {folder}")
 
 
 def plan_jobs(clips: list[tuple[Path, str]], output: Path, share: Share | None = None) -> list[tuple[Path, Path]]:

@@ -51,7 +51,7 @@ def scan(paths: Iterable[str | Path], *, min_frames: int = 1) -> tuple[list[Clip
         elif meta.is_truncated:
             skipped.append((path, f"{path}: breaks off before its end."))
         else:
-            found.append(ClipInfo(path, meta.num_frames, meta.height, meta.width, _caption(path)))
+            found.append(ClipInfo(path, meta.num_frames, meta.height, meta.width, caption_of(path)))
     return found, skipped
 
 
@@ -190,7 +190,8 @@ def _below(rng: Rng, bound: int) -> int:
     return int(rng.integers(0, max(1, bound), 1))
 
 
-def _caption(path: Path) -> str:
+def caption_of(path: Path) -> str:
+    """Return the first line of the `.txt` file of the same name, "" where there is none."""
     try:
         with path.with_suffix(".txt").open("rb") as stream:
             text = stream.read(_MAX_CAPTION_BYTES).decode("utf-8", errors="replace")
