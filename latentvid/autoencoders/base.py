@@ -108,6 +108,10 @@ class BaseAutoencoder(nn.Module):
         """Return the same for `decode`."""
         raise NotImplementedError
 
+    def tiles_per_frame(self, height: int, width: int) -> int:
+        """Return into how many tiles `decode` cuts frames of this size, to stay within `max_memory`; 1 is exact."""
+        return 1
+
     def latent_space(self) -> str:
         """Return a hash of what gives latents their meaning: the encoder's weights, scaling and shift.
 

@@ -136,7 +136,8 @@ def decode_file(
             if on_frames:
                 on_frames(len(video))
     duration = float(latents.times_s[-1] - latents.times_s[0] + 1 / meta.fps)
-    facts = {"source": str(source), "output": str(target), "num_frames": done, "duration_s": duration}
+    tiles = autoencoder.tiles_per_frame(meta.height, meta.width)
+    facts = {"tiles": tiles, "source": str(source), "output": str(target), "num_frames": done, "duration_s": duration}
     return {**facts, "has_audio": bool(audio_from) and has_sound(cast(Path, audio_from))}
 
 

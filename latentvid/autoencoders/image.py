@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from latentvid.autoencoders import budget
 from latentvid.autoencoders.base import BaseAutoencoder, hash_weights, plain
-from latentvid.core.errors import CheckpointError
+from latentvid.autoencoders.tiling import Plan, SharedNorms, plan_passes, run_tiles
+from latentvid.core.errors import CheckpointError, ResourceError
 from latentvid.core.registry import Registry
 from latentvid.core.rng import Rng
 from latentvid.temporal.context import StreamState
@@ -45,6 +46,8 @@ class ImageAutoencoder(BaseAutoencoder):
     """The diffusers network, which lends its methods."""
     config: Any
     """The config of a subclass that is saved by its own."""
+    tile_overlap: int = 16
+    """Latents that neighbouring tiles share, where pictures must be cut into tiles."""
 
     def __init__(self, image: nn.Module) -> None:
         super().__init__()
@@ -144,8 +147,8 @@ class ImageAutoencoder(BaseAutoencoder):
         """
         for chunk in frames:
             padded, _ = pad_to_multiple(chunk, self.spatial_factor)
-            most = self.frames_per_encode(*padded.shape[-2:])
-            parts = [self.posterior(part.transpose(0, 1)[None]) for part in padded.split(most)]
+            plan = self.plan_encode(*padded.shape[-2:])
+            parts = [self._posterior(part.transpose(0, 1)[None], plan) for part in padded.split(plan.frames)]
             logvars = [logvar[0] for _, logvar in parts if logvar is not None]
             yield torch.cat([mean[0] for mean, _ in parts], dim=1), torch.cat(logvars, dim=1) if logvars else None
 
@@ -155,7 +158,8 @@ class ImageAutoencoder(BaseAutoencoder):
     ) -> Iterator[Tensor]:
         """Turn the latents of a film [c t h w], in chunks of any length, into float32 frames [t 3 h w] in [-1, 1].
 
-        Large chunks come back in parts, so that the working set stays below `max_memory`.
+        Large chunks come back in parts, so that the working set stays below `max_memory`; where a single frame does not
+        fit, it is decoded in tiles (`tiling.py`), which gives nearly and not quite the same.
 
         Args:
             size: height and width before padding.
@@ -163,9 +167,9 @@ class ImageAutoencoder(BaseAutoencoder):
         """
         state = StreamState() if state is None else state
         for chunk in latents:
-            most = self.frames_per_decode(*(side * self.spatial_factor for side in chunk.shape[-2:]))
-            for part in chunk.split(most, dim=1):
-                video = self.decode_chunk(part[None], state)[0].transpose(0, 1).float().clamp_(-1, 1)
+            plan = self.plan_decode(*(side * self.spatial_factor for side in chunk.shape[-2:]))
+            for part in chunk.split(plan.frames, dim=1):
+                video = self._decode_tiles(part[None], state, plan)[0].transpose(0, 1).float().clamp_(-1, 1)
                 yield video if size is None else video[..., : size[0], : size[1]]
 
     def frames_per_encode(self, height: int, width: int) -> int:
@@ -174,11 +178,26 @@ class ImageAutoencoder(BaseAutoencoder):
         Raises:
             ResourceError: not even one fits.
         """
-        return self._encode_cost.frames_per_pass(height * width, self.max_memory)
+        return self.plan_encode(height, width).frames
 
     def frames_per_decode(self, height: int, width: int) -> int:
         """Return the same for `decode`."""
-        return self._decode_cost.frames_per_pass(height * width, self.max_memory)
+        return self.plan_decode(height, width).frames
+
+    def tiles_per_frame(self, height: int, width: int) -> int:
+        return self.plan_decode(height, width).num_tiles
+
+    def plan_encode(self, height: int, width: int) -> Plan:
+        """Return into how many frames and tiles `encode` cuts films of this size.
+
+        Raises:
+            ResourceError: not even one small tile fits into `max_memory`.
+        """
+        return self._plan(self._encode_cost, height, width)
+
+    def plan_decode(self, height: int, width: int) -> Plan:
+        """Return the same for `decode`."""
+        return self._plan(self._decode_cost, height, width)
 
     def freeze_encoder(self) -> None:
         """Take the encoder out of training, so that latents stay what they are."""
@@ -193,6 +212,51 @@ class ImageAutoencoder(BaseAutoencoder):
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write the image network as a diffusers folder."""
         self.image.save_pretrained(folder, **options)
+
+    def _plan(self, cost: budget.Cost, height: int, width: int) -> Plan:
+        size = (-(-height // self.spatial_factor), -(-width // self.spatial_factor))
+        return plan_passes(cost, size, self.spatial_factor, self.max_memory, overlap=self.tile_overlap)
+
+    def _posterior(self, video: Tensor, plan: Plan) -> tuple[Tensor, Tensor | None]:
+        if plan.num_tiles == 1:
+            return self.posterior(video)
+
+        def run(tile: Tensor, _: int) -> Tensor:
+            return torch.cat([found for found in self.posterior(tile) if found is not None], dim=1)
+
+        found = SharedNorms(self.encoder).share(
+            lambda: run_tiles(video, plan, run, factor_in=self.spatial_factor, factor_out=1)
+        )
+        if not self.is_gaussian:
+            return found, None
+        mean, logvar = found.chunk(2, dim=1)
+        return mean, logvar
+
+    def _decode_tiles(self, latents: Tensor, state: StreamState, plan: Plan) -> Tensor:
+        """Like `decode_chunk`; what the tiles carry is kept in the one state, under their names."""
+        if plan.num_tiles == 1:
+            return self.decode_chunk(latents, state)
+        seen = state.num_frames_seen
+        names = [f"{_tile_name(tile)}:" for tile in plan.tiles()]
+        if seen and state.tensors and not any(key.startswith(names[0]) for key in state.tensors):
+            raise ResourceError("this film was begun in tiles of another size; go on with the same --max-memory.")
+
+        def run(tile: Tensor, number: int) -> Tensor:
+            name = names[number]
+            own = {k.removeprefix(name): v for k, v in state.tensors.items() if k.startswith(name)}
+            inner = StreamState({k: v.to(self.device) for k, v in own.items()}, seen)
+            video = self.decode_chunk(tile, inner)
+            # On the CPU they wait for their turn: a device that is short of memory need not hold those of all tiles.
+            carried.update({name + k: v.cpu() for k, v in inner.tensors.items()})
+            return video
+
+        carried: dict[str, Tensor] = {}
+        video = SharedNorms(self.decoder).share(
+            lambda: run_tiles(latents, plan, run, factor_in=1, factor_out=self.spatial_factor)
+        )
+        state.tensors |= carried
+        state.num_frames_seen = seen + latents.shape[2]
+        return video
 
     def _decode_frames(self, raw: Tensor, num_frames: int, state: StreamState | None) -> Tensor:
         """Decode raw latents [b*t c h w] of `num_frames` = t frames each."""
@@ -246,6 +310,10 @@ def _geometry(config: Mapping[str, Any]) -> tuple[int, int]:
     if down != up:
         raise CheckpointError(f"the image autoencoder shrinks pictures by {down} and grows them by {up}.")
     return down, int(config["latent_channels"])
+
+
+def _tile_name(tile: tuple[tuple[int, int], tuple[int, int]]) -> str:
+    return "x".join(f"{first}-{last}" for first, last in tile)
 
 
 def _batched(flat: Tensor, frames: int) -> Tensor:

@@ -114,7 +114,7 @@ class LatentMeta:
         meta = cls(**values)
         sizes = (meta.spatial_factor, meta.temporal_factor, meta.height, meta.width)
         rates = (meta.fps, meta.time_base, meta.sample_aspect_ratio)
-        if min(sizes) <= 0 or min(rates) <= 0 or not all(numbers(meta.scaling_factor)):
+        if min(sizes) <= 0 or min(rates) <= 0 or not all(abs(n) > 0 for n in numbers(meta.scaling_factor)):
             raise ValueError("sizes, rates and factors must be positive")
         return meta
 
