@@ -56,7 +56,7 @@ def estimate(arguments: argparse.Namespace) -> dict[str, Any]:
     height, width = _size(arguments)
     sampling = pipeline.sampling(num_inference_steps=arguments.steps, height=height, width=width)
     found = estimate_film(pipeline, arguments.out, arguments.frames[0], sampling)
-    memory = found.weights_bytes + found.working_bytes
+    memory = found.weights_bytes + found.working_bytes + (found.host_bytes if found.device == "cpu" else 0)
     return {"memory_bytes": memory, "seconds": found.seconds, "size": f"{found.width}x{found.height}"}
 
 

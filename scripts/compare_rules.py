@@ -40,8 +40,6 @@ PROMPTS = (
     "slow clouds drifting left over hills at dusk",
     "fast clouds drifting right over the sea at noon",
 )
-LIMIT = 0.3
-"""Of the drift guard."""
 COLUMNS = {
     "seam": "seam step / median step",
     "seam_max": "largest",
@@ -118,7 +116,7 @@ def measure(
             if reference is None:
                 reference = Statistics.of(made.latents)
             elif guarded:
-                made, _ = bring_back(made, reference, LIMIT, rule=rule, levels=setting.levels)
+                made, _ = bring_back(made, reference, arguments.limit, rule=rule, levels=setting.levels)
             tail = made.tail
             frames = pipeline.decode_window(made, 0, state).cpu()
             seconds.append((time.perf_counter() - start) / window.num_new)
@@ -162,7 +160,7 @@ def main() -> int:
     pipeline = LatentVideoPipeline.from_pretrained(arguments.model, runtime=resolve_runtime(arguments.device))
     overlap = arguments.overlap or int(pipeline.config.overlap_rule["overlap"])
     asked = {"frames": arguments.frames, "steps": arguments.steps, "seed": arguments.seed, "overlap": overlap}
-    asked["model"] = Path(arguments.model).name
+    asked |= {"limit": arguments.limit, "model": Path(arguments.model).name}
     rows: dict[str, dict[str, float]] = {}
     for name, (rule, guarded) in rules(overlap).items():
         if arguments.only and name not in arguments.only:
@@ -190,6 +188,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--overlap", type=int, help="the model's own if not given")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=float, default=0.1, help="of the drift guard, in spreads of the latents")
     parser.add_argument("--prompt", action="append", help="may be given several times")
     parser.add_argument("--only", nargs="+", metavar="RULE")
     parser.add_argument("--device", default="auto")

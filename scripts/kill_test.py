@@ -145,7 +145,11 @@ def main() -> int:
     bad = sum(bool(kill.different) for kill in kills)
     print(f"{len(kills)} kills, {len(kills) - bad} films identical")
     if arguments.json:
-        found = {"kills": [asdict(kill) for kill in kills], "num_identical": len(kills) - bad, **vars(arguments)}
+        found = {
+            "kills": [asdict(kill) for kill in kills],
+            "num_identical": len(kills) - bad,
+            "arguments": vars(arguments),
+        }
         arguments.json.write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
     return int(bad > 0)
 

@@ -266,6 +266,7 @@ def tell_estimate(
         "windows": f"{found.num_windows} of {found.window} frames, {found.overlap} shared",
         "weights": format_bytes(found.weights_bytes),
         "working memory": f"{format_bytes(found.working_bytes)} ({format_bytes(found.free_memory_bytes)} free)",
+        "host memory": f"{format_bytes(found.host_bytes)} for encoder and libraries",
         "disk": f"{format_bytes(found.disk_bytes)} ({format_bytes(found.free_disk_bytes)} free)",
         "time": f"{found.seconds:.0f} s on {found.device} ({found.num_calls} steps of {found.step_seconds:.3g} s)",
     }

@@ -25,6 +25,10 @@ BYTES_PER_PIXEL = 0.2
 """Of H.264 at crf 18, noisy pictures; smooth ones take a tenth of it."""
 LIVE_TENSORS = 4
 """Tensors of the largest size that a U-Net holds at its peak, at least."""
+PROCESS_BYTES = 75 << 20
+"""What libraries take on their first use, measured with two small models."""
+ENCODER_BYTES_PER_PIXEL = 100
+"""Some 50 pictures that H.264 looks ahead, and the queue in front of it."""
 WINDOW_FILES_BYTES = HEADER_BYTES + 16_384
 """What a window's files take besides latents and pictures."""
 
@@ -44,6 +48,8 @@ class FilmEstimate:
     weights_bytes: int
     working_bytes: int
     """Measured, besides the weights: the most that a step or a decoding took."""
+    host_bytes: int
+    """Reckoned: what encoder and libraries take of the host's memory besides."""
     disk_bytes: int
     """Of the run folder, its preview and the film together."""
     seconds: float
@@ -65,12 +71,13 @@ class FilmEstimate:
         Raises:
             ResourceError: memory or disk does not suffice; the sentence says what would.
         """
-        if self.working_bytes > self.free_memory_bytes:
-            share = self.free_memory_bytes / self.working_bytes
+        needed = self.working_bytes + (self.host_bytes if self.device == "cpu" else 0)
+        if needed > self.free_memory_bytes:
+            share = self.free_memory_bytes / needed
             side = int(min(self.width, self.height) * share**0.5)
             raise ResourceError(
                 f"a window of {self.window} frames of {self.width}x{self.height} takes "
-                f"{format_bytes(self.working_bytes)} and {format_bytes(self.free_memory_bytes)} are free on "
+                f"{format_bytes(needed)} and {format_bytes(self.free_memory_bytes)} are free on "
                 f"{self.device}; about {side} pixels on the shorter side would fit."
             )
         if self.disk_bytes > self.free_disk_bytes:
@@ -130,6 +137,7 @@ def estimate_film(
         num_calls=round(num_calls),
         weights_bytes=sum(_bytes(m) for m in (pipeline.unet, pipeline.autoencoder, pipeline.text_encoder)),
         working_bytes=max(step_bytes, decode_bytes) + _carry_bytes(sampling),
+        host_bytes=PROCESS_BYTES + ENCODER_BYTES_PER_PIXEL * picture,
         disk_bytes=round(num_frames * per_frame + plan.num_windows * WINDOW_FILES_BYTES + 2 * _carry_bytes(sampling)),
         seconds=round(num_calls * step_s + plan.num_windows * decode_s, 3),
         step_seconds=step_s,

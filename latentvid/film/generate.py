@@ -234,13 +234,13 @@ def weights_of(pipeline: LatentVideoPipeline) -> dict[str, str]:
 def finish_run(run: RunFolder) -> tuple[dict[str, float], list[str]]:
     """Join a run's film; return the drift's summary and what the user should know."""
     with resumable(run.path):
+        Preview(run).show(run.record.num_windows, is_whole=True)
         if run.settings.clip is None:
             drift, notes = finish(run), list[str]()
         else:
             from latentvid.film.extend import finish_extension
 
             drift, notes = finish_extension(run)
-        Preview(run).show(run.record.num_windows, is_whole=True)
         return drift, [*notes, *guard_notes(run)]
 
 

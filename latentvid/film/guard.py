@@ -35,15 +35,13 @@ class Guard:
         return bring_back(made, Statistics.of(reference), settings.drift_limit, rule=rule, levels=levels)
 
     def judge(self, index: int, curves: Mapping[str, Sequence[float]]) -> dict[str, float]:
-        """Return how far a window moved, by its drift curves.
+        """Return what `measure` finds, and act where it is too far.
 
         Raises:
-            PartialFailure: too far, and the guard is to stop then.
+            PartialFailure: it is, and the guard is to stop then.
         """
         settings = self.run.settings
-        first = scene_start(settings, self.plan, index)
-        found = {} if first is None or first == index else shifts(curves, self.run.window(first).curves)
-        self.shifts = found
+        self.shifts = found = self.measure(index, curves)
         too_far = beyond(found, settings.drift_limit)
         if too_far and settings.drift_guard:
             self._warning = f"window {index} lies beyond the limit of {settings.drift_limit:.0%}: {in_words(too_far)}."
@@ -53,6 +51,11 @@ class Guard:
                 "--drift-guard correct` (or warn) goes on."
             )
         return found
+
+    def measure(self, index: int, curves: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """Return how far a window lies from its scene's first, by its drift curves; nothing for that one itself."""
+        first = scene_start(self.run.settings, self.plan, index)
+        return {} if first is None or first == index else shifts(curves, self.run.window(first).curves)
 
     def take_warning(self) -> str:
         """Return what is to be said of the newest window, once."""

@@ -48,8 +48,10 @@ class Preview:
             lines.append("#EXT-X-ENDLIST")
         playlist = preview_path(self.run)
         assert playlist is not None
-        with atomic_path(playlist) as beside:
-            beside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        text = "\n".join(lines) + "\n"
+        if not playlist.is_file() or playlist.read_text(encoding="utf-8") != text:
+            with atomic_path(playlist) as beside:
+                beside.write_text(text, encoding="utf-8")
 
 
 def preview_path(run: RunFolder) -> Path | None:

@@ -105,6 +105,7 @@ class _Again:
         state = self.prime()
         made = MadeWindow(window, new, Tail(new))
         frames = self.pipeline.decode_window(made, 0, state).cpu()
+        curves = self._curves(frames)
         with self.run.staging() as staged:
             num_shown = self.maker.write(window, made, frames, into=staged)
             files = [staged.latents(window.index), *([staged.segment(window.index)] if num_shown else [])]
@@ -118,7 +119,8 @@ class _Again:
                     prompt=self.prompt,
                     seed=self.seed,
                     sha256={**staged.hashes(*files), **carried},
-                    curves=self._curves(frames),
+                    curves=curves,
+                    shifts=self.maker.guard.measure(window.index, curves),
                     seconds=round(time.perf_counter() - started, 3),
                 )
             )
