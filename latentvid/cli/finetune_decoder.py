@@ -27,7 +27,18 @@ def run(
     footage: Annotated[list[str], typer.Argument(metavar="FOOTAGE", help="Videos, folders of videos, or patterns.")],
     output: common.Out,
     vae: common.Vae = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, metavar="N", help="Optimizer steps.")] = None,
+    stages: Annotated[
+        str | None,
+        typer.Option(
+            "--stages",
+            metavar="LIST",
+            help="Of temporal (the default), spatial (the image decoder too, under a discriminator) and long "
+            "(long clips in chunks), with commas; the last two cost more.",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, metavar="N", help="Optimizer steps, at most, of each stage.")
+    ] = None,
     val: Annotated[
         list[str] | None, typer.Option("--val", metavar="FOLDER", help="Held-out footage; several may be given.")
     ] = None,
@@ -39,7 +50,8 @@ def run(
         int | None, typer.Option("--crop", min=16, metavar="PX", help="Side of the training crops.")
     ] = None,
     clip_frames: Annotated[
-        int | None, typer.Option("--clip-frames", min=2, metavar="N", help="Frames of a training crop.")
+        int | None,
+        typer.Option("--clip-frames", min=2, metavar="N", help="Frames of a training crop (of a chunk, in long)."),
     ] = None,
     batch: Annotated[int | None, typer.Option("--batch", min=1, metavar="B", help="Crops per step.")] = None,
     train_spatial: Annotated[
@@ -89,14 +101,21 @@ def run(
 
     runtime = resolve_runtime(device, dtype)
     flags = {
-        "loop.steps": steps,
-        "loop.seed": seed,
-        "loop.mixed_precision": _precision(runtime, dtype),
+        "stages": None if stages is None else f"[{stages}]",
         "crop": crop,
-        "options.num_frames": clip_frames,
         "max_eval_frames": eval_frames,
-        "options.batch": batch,
         "options.train_spatial": "true" if train_spatial else None,
+        **_of_each_stage(
+            {
+                "loop.steps": steps,
+                "loop.seed": seed,
+                "loop.mixed_precision": _precision(runtime, dtype),
+                "options.batch": batch,
+            }
+        ),
+        "options.num_frames": clip_frames,
+        "spatial.options.num_frames": clip_frames,
+        "long.options.chunk_frames": clip_frames,
     }
     settings = _settings(config, overrides, flags, lpips_trunk)
     base = vae or str(only_checkpoint("--vae"))
@@ -110,7 +129,8 @@ def run(
     )
     _tell_footage(found, out)
     if dry_run:
-        _tell_estimate(estimate(settings, base, found, runtime=runtime), found, runtime, out)
+        needs = estimate(settings, base, found, runtime=runtime)
+        _tell_estimate(needs, list(settings.stages), found, runtime, out)
         return
     done = _train(settings, base, found, output, runtime=runtime, resume=resume, out=out)
     _finish(done, settings, base, found, output, runtime=runtime, command=_command(context), out=out)
@@ -127,6 +147,11 @@ def check_apart(train: list[Path], held_out: list[Path]) -> None:
     both = {path.resolve() for path in train} & {path.resolve() for path in held_out}
     if both:
         raise UsageError(f"{min(both)} is both in FOOTAGE and in --val; held-out clips must not be trained on.")
+
+
+def _of_each_stage(flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the flags by their places in the config: those of the first stage stand at its top."""
+    return {f"{stage}{key}": value for stage in ("", "spatial.", "long.") for key, value in flags.items()}
 
 
 def _precision(runtime: Runtime, dtype: str) -> str | None:
@@ -155,12 +180,13 @@ def _tell_footage(found: Footage, out: Output) -> None:
         out.warn(f"skipped: {why}")
 
 
-def _tell_estimate(needs: Estimate, found: Footage, runtime: Runtime, out: Output) -> None:
+def _tell_estimate(needs: Estimate, stages: list[str], found: Footage, runtime: Runtime, out: Output) -> None:
     from latentvid.cli.output import table
     from latentvid.core.memory import format_bytes
 
     facts = {
         **found.describe(),
+        "stages": stages,
         "steps": needs.steps,
         "device": str(runtime.device),
         "step_s": needs.step_s,
@@ -174,6 +200,7 @@ def _tell_estimate(needs: Estimate, found: Footage, runtime: Runtime, out: Outpu
         "clips to train on": len(found.train),
         "clips held out": ", ".join(clip.path.name for clip in found.held_out),
         "clips skipped": len(found.skipped),
+        "stages": ", ".join(stages),
         "steps": needs.steps,
         "device": str(runtime.device),
         "time": f"{_minutes(needs.total_s)} ({needs.step_s:.2f} s per step, {_minutes(needs.prepare_s)} to prepare, "
@@ -197,20 +224,22 @@ def _train(
 ) -> Finetuned:
     from latentvid.training.finetune import finetune
 
-    stages = _Stages(out)
+    bars = _Bars(out)
+    steps = {stage.name: stage.loop.steps for stage in settings.plan()}
 
     def on_prepared(done: int, total: int) -> None:
-        stages.at("preparing", total, "crops", done)
-        if done == total:
-            stages.at("training", settings.loop.steps, "steps", 0)
+        bars.at("preparing", total, "crops", done)
 
     def on_record(record: dict[str, Any]) -> None:
-        stages.at("training", settings.loop.steps, "steps", record["step"])
+        stage = record["stage"]
+        bars.at(f"training {stage}", steps[stage], "steps", record["step"])
         if "validation" in record:
             out.note(_validation_line(record))
+        if "stopped" in record:
+            out.note(f"stage {stage} stopped at step {record['step']}: {record['stopped']}")
 
     try:
-        with stages:
+        with bars:
             return finetune(
                 settings,
                 base,
@@ -226,7 +255,7 @@ def _train(
         raise
 
 
-class _Stages(ExitStack):
+class _Bars(ExitStack):
     """One progress bar after the other; a terminal has room for one."""
 
     def __init__(self, out: Output) -> None:
@@ -267,6 +296,8 @@ def _finish(
     """Measure on whole held-out clips and write everything that tells what was gained."""
     from latentvid.core.files import write_json
     from latentvid.evaluation.before_after import AFTER, BEFORE, gains, write_before_and_after
+    from latentvid.training.curves import write_curves
+    from latentvid.training.finetune import RUN
     from latentvid.training.model_card import describe, write_card
 
     clips = [clip.path for clip in found.held_out]
@@ -274,8 +305,11 @@ def _finish(
     facts = {**describe(done, settings, base, found, runtime), "held_out": report.means(), **gains(report)}
     pair = {BEFORE: done.image, AFTER: done.autoencoder}
     write_before_and_after(output, report, clips, pair, max_frames=settings.max_eval_frames)
+    write_curves(output / "curves.png", {stage.name: output / RUN / stage.name for stage in done.stages})
     write_card(output, facts=facts, table=report.table(), command=command)
     write_json(output / "metrics.json", facts)
+    for stage in done.stages:
+        out.note(stage.sentence())
     out.note(done.guard.sentence())
     if facts.get("psnr_gain", 0) < 0:
         out.warn("on the held-out clips the finetuned decoder is worse than the image decoder; train longer.")

@@ -1,16 +1,18 @@
 """Finetuning an image decoder in time on the user's own footage: from files to a trained decoder in a folder.
 
-The folder holds the finished autoencoder; `run/` in it is the training run, which can be resumed.
+The folder holds the finished autoencoder; `run/` in it is the training, which can be resumed: a run for each stage,
+which starts from what the one before exported.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from latentvid.autoencoders.image import ImageAutoencoder
@@ -18,22 +20,25 @@ from latentvid.autoencoders.load import load_image_autoencoder
 from latentvid.autoencoders.losses import ReconstructionWeights
 from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.config import StrictModel
-from latentvid.core.errors import UsageError
+from latentvid.core.errors import CheckpointError, InputError, UsageError
 from latentvid.core.files import read_json, write_json
 from latentvid.core.rng import Rng
 from latentvid.core.runtime import Runtime
+from latentvid.data.footage import ClipInfo
 from latentvid.metrics.lpips import PerceptualNetwork
+from latentvid.training.adversary import DiscriminatorOptions
 from latentvid.training.crops import NativeCrops
 from latentvid.training.decoder import DecoderOptions, DecoderTask
 from latentvid.training.held_out import Footage
 from latentvid.training.image_guard import Guarded, guard_images, image_decoder_of
 from latentvid.training.latent_cache import LatentCache, build_cache, cache_name
-from latentvid.training.loop import LoopConfig, OnRecord, train
+from latentvid.training.loop import RESULT, LoopConfig, OnRecord, train
 from latentvid.training.recipes import OnPrepared
 
 LPIPS_WEIGHT = 0.1
 """Where a trunk is given and no weight."""
 RUN, SETTINGS = "run", "settings.json"
+STAGES = ("temporal", "spatial", "long")
 
 
 class FinetuneLoss(ReconstructionWeights):
@@ -61,20 +66,79 @@ class FinetuneLoop(LoopConfig):
     log_every: int = Field(10, ge=1)
     save_every: int = Field(100, ge=1)
     validate_every: int = Field(250, ge=1)
+    keep: Literal["last", "best"] = "best"
+    """By PSNR on held-out crops, of weights that cost single frames no more than the guard allows."""
+    patience: int = Field(8, ge=0)
+
+
+class SpatialOptions(FinetuneOptions):
+    """The image decoder's own weights learn too, under a discriminator of videos."""
+
+    train_spatial: bool = True
+    discriminator: DiscriminatorOptions | None = DiscriminatorOptions()
+
+
+class SpatialLoop(FinetuneLoop):
+    """A low rate, and a tenth of it for the spatial weights."""
+
+    lr: float = Field(2e-4, gt=0)
+
+
+class LongOptions(FinetuneOptions):
+    """Long clips, as films are decoded: in chunks."""
+
+    batch: int = Field(1, ge=1)
+    num_frames: int = Field(48, ge=2)
+    chunk_frames: int | None = Field(12, ge=1)
+
+
+class LongLoop(FinetuneLoop):
+    """A last, gentle pass."""
+
+    steps: int = Field(500, ge=1)
+    lr: float = Field(3e-4, gt=0)
+
+
+class SpatialStage(StrictModel):
+    """Settings of the stage `spatial`."""
+
+    options: SpatialOptions = SpatialOptions()
+    loop: SpatialLoop = SpatialLoop()
+
+
+class LongStage(StrictModel):
+    """Settings of the stage `long`."""
+
+    options: LongOptions = LongOptions()
+    loop: LongLoop = LongLoop()
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One training run of a finetuning."""
+
+    name: str
+    options: DecoderOptions
+    loop: LoopConfig
+    num_clips: int
+    num_validation_clips: int
 
 
 class FinetuneConfig(StrictModel):
     """Everything about a finetuning but the footage and the autoencoder."""
 
     kind: Literal["finetune"] = "finetune"
+    stages: list[Literal["temporal", "spatial", "long"]] = Field(["temporal"], min_length=1)
+    """What to run, in this order: temporal layers only; the spatial decoder too, under a discriminator; long clips in
+    chunks with carried pasts."""
     crop: int = Field(64, ge=16)
     """Height and width of the training crops in pixels; a multiple of the autoencoder's spatial factor."""
     strides: list[int] = Field([1], min_length=1)
     """Every n-th frame, one of these at random per crop."""
     num_clips: int = Field(720, ge=1)
-    """Crops that are drawn, encoded once and trained on."""
+    """Crops that are drawn, encoded once and trained on; of longer clips as many fewer."""
     num_validation_clips: int = Field(12, ge=1)
-    """Crops of the held-out files for the figures in the log."""
+    """Crops of the held-out files for the figures in the log; the same."""
     max_eval_frames: int | None = Field(96, ge=2)
     """Frames of each held-out clip for the final table; null is all."""
     temporal_num_convs: int = Field(2, ge=1)
@@ -82,7 +146,51 @@ class FinetuneConfig(StrictModel):
     """Weights of the network that LPIPS looks through; gives the loss an lpips term."""
     lpips_net: Literal["squeeze", "alex", "vgg"] = "squeeze"
     options: FinetuneOptions = FinetuneOptions()
+    """Of the stage `temporal`."""
     loop: FinetuneLoop = FinetuneLoop()
+    """The same."""
+    spatial: SpatialStage = SpatialStage()
+    long: LongStage = LongStage()
+
+    @model_validator(mode="after")
+    def _in_order(self) -> FinetuneConfig:
+        if self.stages != [name for name in STAGES if name in self.stages]:
+            raise ValueError(f"stages run once each, in the order {', '.join(STAGES)}")
+        return self
+
+    def plan(self) -> list[Stage]:
+        """Return the stages that are to run."""
+        chosen = {
+            "temporal": (self.options, self.loop),
+            "spatial": (self.spatial.options, self.spatial.loop),
+            "long": (self.long.options, self.long.loop),
+        }
+        return [self._stage(name, *chosen[name]) for name in self.stages]
+
+    def _stage(self, name: str, options: DecoderOptions, loop: LoopConfig) -> Stage:
+        share = min(1.0, self.options.num_frames / options.num_frames)
+        num_clips = max(options.batch, round(share * self.num_clips))
+        return Stage(name, options, loop, num_clips, max(1, round(share * self.num_validation_clips)))
+
+
+@dataclass(frozen=True, slots=True)
+class StageDone:
+    """What came of a stage."""
+
+    name: str
+    steps: int
+    """Taken."""
+    kept: int
+    """The step whose weights were kept."""
+    stopped: bool
+    """Whether it stopped early."""
+    validation: dict[str, float]
+    """Figures of the kept weights on held-out crops."""
+
+    def sentence(self) -> str:
+        """Say how it went."""
+        early = ", having stopped early" if self.stopped else ""
+        return f"stage {self.name}: {self.steps} steps{early}; the weights of step {self.kept} are kept."
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +203,7 @@ class Finetuned:
     guard: Guarded
     has_delta: bool
     """Whether the temporal layers alone make the model out of the image autoencoder."""
-    validation: dict[str, float]
-    """Figures of the last validation, on crops."""
+    stages: tuple[StageDone, ...]
 
 
 def check_folder(folder: Path, config: FinetuneConfig, vae: str, footage: Footage, *, resume: bool) -> None:
@@ -150,22 +257,26 @@ def finetune(
     """
     folder = Path(folder)
     network = load_image_autoencoder(vae)
-    check_fits(config, network)
+    check_fits(config, network, footage)
     check_folder(folder, config, str(vae), footage, resume=resume)
-    base = network
-    if isinstance(network, TemporalAutoencoder):
-        base = image_decoder_of(network)
-    run = folder / RUN
-    task = build_task(config, network, footage, run / "cache", runtime=runtime, on_prepared=on_prepared)
-    train(
-        task,
-        config.loop,
-        run,
-        resume=resume,
-        device="cpu" if runtime.device.type == "cpu" else "auto",
-        on_record=on_record,
-    )
-    exported = load_image_autoencoder(run / "export")
+    base = image_decoder_of(network) if isinstance(network, TemporalAutoencoder) else network
+    run, done = folder / RUN, []
+    for stage in config.plan():
+        if not (run / stage.name / RESULT).is_file():
+            task = build_task(
+                config,
+                stage,
+                network,
+                footage,
+                run / "cache",
+                runtime=runtime,
+                image=base,
+                on_prepared=on_prepared,
+            )
+            _train(task, stage, run, runtime=runtime, resume=resume, on_record=on_record)
+        done.append(_stage_done(stage, run / stage.name))
+        network = load_image_autoencoder(run / stage.name / "export")
+    exported = network
     assert isinstance(exported, TemporalAutoencoder)
     for autoencoder in (base, exported):
         nn.Module.to(autoencoder, runtime.device)
@@ -173,27 +284,57 @@ def finetune(
     guard = guard_images(exported, base, [clip.path for clip in footage.held_out])
     has_delta = exported.image_weights() == base.image_weights()
     write_autoencoder(exported, folder, has_delta=has_delta)
-    validation = read_json(run / "export" / "metrics.json")["held_out"]
-    return Finetuned(exported, base, guard, has_delta, validation)
+    return Finetuned(exported, base, guard, has_delta, tuple(done))
+
+
+def _train(
+    task: DecoderTask, stage: Stage, run: Path, *, runtime: Runtime, resume: bool, on_record: OnRecord | None
+) -> None:
+    def tell(record: dict[str, Any]) -> None:
+        if on_record is not None:
+            on_record({"stage": stage.name, **record})
+
+    device = "cpu" if runtime.device.type == "cpu" else "auto"
+    train(task, stage.loop, run / stage.name, resume=resume, device=device, on_record=tell)
+
+
+def _stage_done(stage: Stage, folder: Path) -> StageDone:
+    """Return what a finished run's folder says.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        result, figures = read_json(folder / RESULT), read_json(folder / "export" / "metrics.json")["held_out"]
+        return StageDone(stage.name, **result, validation=figures)
+    except (InputError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} is damaged; delete its {RESULT} to export it again.") from error
 
 
 def build_task(
     config: FinetuneConfig,
+    stage: Stage,
     network: ImageAutoencoder,
     footage: Footage,
     cache: Path,
     *,
     runtime: Runtime,
+    image: ImageAutoencoder | None = None,
     on_prepared: OnPrepared | None = None,
 ) -> DecoderTask:
-    """Encode crops of the footage into `cache` and return what is to be trained on them."""
-    seed, options = config.loop.seed, config.options
+    """Encode crops of the footage into `cache` and return what is to be trained on them.
+
+    Args:
+        image: what single frames are guarded by; by default what `network` is now.
+    """
+    seed, options = stage.loop.seed, stage.options
     nn.Module.to(network, runtime.device)
     caches = {}
     for name, clips, count in (
-        ("train", footage.train, config.num_clips),
-        ("held-out", footage.held_out, config.num_validation_clips),
+        ("train", footage.train, stage.num_clips),
+        ("held-out", footage.held_out, stage.num_validation_clips),
     ):
+        clips = long_enough(clips, options.num_frames)
         crops = NativeCrops(
             clips,
             num_clips=count,
@@ -217,7 +358,15 @@ def build_task(
         if not options.loss.lpips:
             loss = options.loss.model_copy(update={"lpips": LPIPS_WEIGHT})
             options = options.model_copy(update={"loss": loss})
-    return DecoderTask(grown, caches["train"], options, seed=seed, held_out=caches["held-out"], perceptual=perceptual)
+    return DecoderTask(
+        grown,
+        caches["train"],
+        options,
+        seed=seed,
+        held_out=caches["held-out"],
+        perceptual=perceptual,
+        image=image,
+    )
 
 
 def write_autoencoder(autoencoder: TemporalAutoencoder, folder: Path, *, has_delta: bool) -> None:
@@ -231,9 +380,22 @@ def _cached(crops: NativeCrops, network: ImageAutoencoder, folder: Path, on_prep
     return build_cache(crops, network.encode_clip, folder, keep_pixels=True, on_clip=on_prepared)
 
 
-def check_fits(config: FinetuneConfig, network: ImageAutoencoder) -> None:
-    """Raise UsageError where the settings and the autoencoder do not go together."""
+def long_enough(clips: Sequence[ClipInfo], num_frames: int) -> tuple[ClipInfo, ...]:
+    """Return the clips that crops of that many frames can be cut from."""
+    return tuple(clip for clip in clips if clip.num_frames >= num_frames)
+
+
+def check_fits(config: FinetuneConfig, network: ImageAutoencoder, footage: Footage) -> None:
+    """Raise UsageError where the settings, the autoencoder and the footage do not go together."""
     if config.crop % network.spatial_factor:
         raise UsageError(
             f"crops of {config.crop} pixels do not fit the autoencoder; use a multiple of {network.spatial_factor}."
         )
+    for stage in config.plan():
+        frames = stage.options.num_frames
+        for name, clips in (("to train on", footage.train), ("held out", footage.held_out)):
+            if not long_enough(clips, frames):
+                raise UsageError(
+                    f"stage {stage.name}: none of the clips {name} has {frames} frames; give longer footage, or lower "
+                    f"{'' if stage.name == 'temporal' else stage.name + '.'}options.num_frames."
+                )

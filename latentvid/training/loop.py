@@ -238,6 +238,9 @@ class _Run:
                 self.best.waited += 1
         self.task.validated(figures)
         self.log.record({"step": self.step, "validation": figures})
+        if self.is_stopped and self.step < self.config.steps:
+            why = f"no better score in {self.best.waited} validations; the weights of step {self.best.step} are kept"
+            self.log.record({"step": self.step, "stopped": why})
 
     def _agreed(self, figures: dict[str, float]) -> dict[str, float]:
         """Return the main process's figures: all must come to the same conclusions."""

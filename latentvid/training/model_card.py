@@ -17,12 +17,17 @@ from latentvid.training.finetune import FinetuneConfig, Finetuned
 from latentvid.training.held_out import Footage
 
 _MOST_NAMES = 40
+_KEPT = (
+    "Kept is what was best, in PSNR on crops of the held-out clips, of all that cost single frames no more than the "
+    "image guard allows."
+)
 
 
 def describe(done: Finetuned, settings: FinetuneConfig, base: str, found: Footage, runtime: Runtime) -> dict[str, Any]:
     """Return everything about a finetuning but its figures, JSON-able; `base` is the folder or name it started from."""
     guard = done.guard
-    spatial = settings.options.train_spatial and not done.has_delta
+    plan = settings.plan()
+    spatial = any(stage.options.train_spatial for stage in plan) and not done.has_delta
     precision = {"no": "fp32"}.get(settings.loop.mixed_precision, settings.loop.mixed_precision)
     return {
         "base": {
@@ -37,14 +42,15 @@ def describe(done: Finetuned, settings: FinetuneConfig, base: str, found: Footag
         "training": {
             "trained": "its temporal layers and the spatial decoder" if spatial else "its temporal layers",
             "temporal_parameters": done.autoencoder.num_temporal_parameters,
-            "steps": settings.loop.steps,
+            "steps": sum(stage.steps for stage in done.stages),
+            "stages": [{**asdict(stage), "sentence": stage.sentence()} for stage in done.stages],
             "seed": settings.loop.seed,
             "device": runtime.describe()["device_name"],
             "precision": precision,
             "config": settings.model_dump(mode="json"),
         },
         "data": found.describe(),
-        "validation_crops": done.validation,
+        "validation_crops": done.stages[-1].validation,
     }
 
 
@@ -81,6 +87,9 @@ def _card(name: str, facts: Mapping[str, Any], table: str, command: str) -> str:
         facts["image_guard"]["sentence"],
         "## Training",
         f"{training['steps']} steps, seed {training['seed']}, on {training['device']} in {training['precision']}.",
+        "\n".join(f"- {stage['sentence'][:1].upper()}{stage['sentence'][1:]}" for stage in training["stages"]),
+        _KEPT if training["config"]["loop"]["keep"] == "best" else "",
+        "![Learning curves](curves.png)",
         f"```sh\n{command}\n```" if command else "",
         "## Data",
         f"Trained on {len(data['train'])} clips ({sum(c['num_frames'] for c in data['train'])} frames): "

@@ -224,10 +224,11 @@ def test_held_out_files_are_never_read_while_training_batches_are_made(
     base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path
 ) -> None:
     footage = find_footage(clips, **LARGE_ENOUGH)
-    task = work.build_task(small(), load_autoencoder(base), footage, tmp_path, runtime=cpu)
+    stage = small().plan()[0]
+    task = work.build_task(small(), stage, load_autoencoder(base), footage, tmp_path, runtime=cpu)
     train = {bytes(task.clips.video(i).numpy().tobytes()) for i in range(len(task.clips))}
     swapped = Footage(footage.held_out, footage.train)
-    other = work.build_task(small(), load_autoencoder(base), swapped, tmp_path, runtime=cpu)
+    other = work.build_task(small(), stage, load_autoencoder(base), swapped, tmp_path, runtime=cpu)
     held = {bytes(other.clips.video(i).numpy().tobytes()) for i in range(len(other.clips))}
     assert train.isdisjoint(held)
     for index in range(6):
