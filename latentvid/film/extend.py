@@ -155,6 +155,8 @@ def prepare_clip(run: RunFolder, pipeline: LatentVideoPipeline) -> None:
         raise InputError(f"{clip.path}: the clip that {run.path} continues is gone or was changed.")
     if clip.how is None:
         _decide(run)
+    if run.carry(0).is_file():
+        return
     with torch.no_grad():
         latents, carry = encoded_end(pipeline, settings) if clip.own is None else own_end(pipeline, settings, clip.own)
         carry = carry or end_of_latents(pipeline, settings, latents)

@@ -29,9 +29,11 @@ class Guard:
         """Return the window as the guard lets it pass, and whether that is another one."""
         settings = self.run.settings
         first = scene_start(settings, self.plan, index)
-        if settings.drift_guard != "correct" or first is None or first == index:
+        follows_clip = first == 0 and settings.clip is not None  # whose end is what the film should stay like
+        if settings.drift_guard != "correct" or first is None or (first == index and not follows_clip):
             return made, False
-        reference = LatentFile(self.run.latents(first)).read()[None].to(made.latents)
+        path = self.run.given if follows_clip else self.run.latents(first)
+        reference = LatentFile(path).read()[None].to(made.latents)
         return bring_back(made, Statistics.of(reference), settings.drift_limit, rule=rule, levels=levels)
 
     def judge(self, index: int, curves: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from latentvid.extension.guard import Statistics, bring_back
 from latentvid.extension.plan import FilmPlan
 from latentvid.extension.rollout import MadeWindow
 from latentvid.extension.rules import ContextRule, OverlapRule, ReuseRule, Tail
+from latentvid.film.extend import extend_clip
 from latentvid.film.folder import RunFolder
 from latentvid.film.generate import generate_film, resume_film
 from latentvid.film.guard import scene_start
@@ -22,6 +23,7 @@ from latentvid.film.prompts import PromptSchedule
 from latentvid.film.settings import FilmSettings
 from latentvid.metrics.shift import in_words, shifts
 from latentvid.pipeline import LatentVideoPipeline
+from tests.film.test_extend import write_clip
 from tests.film.test_generate import Stop, stop_in
 from tests.film.tiny import STEPS, hashes
 
@@ -106,6 +108,14 @@ def test_a_corrected_film_resumes_exactly(pipeline: LatentVideoPipeline, tmp_pat
     free, guarded = (hashes(tmp_path / f"{name}.run", "windows/*.mp4") for name in ("free", "whole"))
     assert free["000000.mp4"] == guarded["000000.mp4"]
     assert free["000001.mp4"] != guarded["000001.mp4"]
+
+
+def test_a_continued_clip_is_what_its_film_stays_like(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", width=32)
+    report = extend_clip(
+        pipeline, clip, tmp_path / "film.mp4", num_frames=8, drift_guard="correct", drift_limit=0.02, **STEPS
+    )
+    assert "brought windows 0, 1 back" in report.notes[-2] + report.notes[-1]
 
 
 def test_stop_keeps_a_run_that_goes_on(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:

@@ -73,12 +73,17 @@ def test_latents_that_are_gone_are_missed(pipeline: LatentVideoPipeline, tmp_pat
     generate_film(pipeline, "clouds", tmp_path / "a.mp4", num_frames=14, **STEPS)
     with pytest.raises(Stop):
         extend_clip(pipeline, tmp_path / "a.mp4", tmp_path / "b.mp4", num_frames=8, on_progress=stop_in(0), **STEPS)
-    before = sha256_of(tmp_path / "b.run" / "carry" / "000000.safetensors")
+    carry = tmp_path / "b.run" / "carry" / "000000.safetensors"
+    before = sha256_of(carry)
+    carry.unlink()  # killed before it was written
     (tmp_path / "a.run").rename(tmp_path / "elsewhere.run")
     with pytest.raises(InputError, match="gone or was changed"):
         resume_film(tmp_path / "b.run", pipeline=pipeline)
     (tmp_path / "elsewhere.run").rename(tmp_path / "a.run")
+    with pytest.raises(Stop):
+        resume_film(tmp_path / "b.run", pipeline=pipeline, on_progress=stop_in(0))
+    assert sha256_of(carry) == before
+    (tmp_path / "a.run").rename(tmp_path / "elsewhere.run")  # its latents are in the new run
     resume_film(tmp_path / "b.run", pipeline=pipeline)
-    assert before
     reroll_window(tmp_path / "b.run", 0, pipeline=pipeline)
     assert begins_with(tmp_path / "b.mp4", tmp_path / "a.mp4")
