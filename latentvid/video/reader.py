@@ -177,6 +177,8 @@ class PyAVReader:
             self._broken(count, "the file is cut short")
 
     def _broken(self, count: int, why: str) -> None:
+        if not count:
+            raise InputError(f"{self._path}: damaged ({why}); not one frame can be decoded.")
         if not self._allow_truncated:
             known = self._meta.num_frames
             frames = f"its first {count} of {known}" if known > count else f"its first {count}"
@@ -190,6 +192,8 @@ class PyAVReader:
         if self._meta.is_truncated:
             self._broken(count, "the file is cut short")
             return
+        if not count:
+            raise InputError(f"{self._path}: the video stream holds no frames.")
         note = f"held {count} frames, not the {self._meta.num_frames} claimed" if count != self._meta.num_frames else ""
         self._note(count, note)
         for text in make.notes:

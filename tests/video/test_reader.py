@@ -334,3 +334,12 @@ def test_sizes_that_change_are_scaled_to_the_first(tmp_path: Path) -> None:
     assert len(frames) == 6
     assert all(tuple(f.pixels.shape) == (3, 64, 96) for f in frames)
     assert any("change size" in note for note in reader.meta.notes)
+
+
+def test_a_clip_without_one_good_frame_is_refused_even_where_prefixes_are_allowed(tmp_path: Path) -> None:
+    clip = write(tmp_path / "clip.mp4", numbered(1))
+    reader = open_video(clip, allow_truncated=True)
+    whole = clip.read_bytes()
+    clip.write_bytes(whole[: whole.index(b"mdat") + 5])
+    with pytest.raises(InputError, match="not one frame|holds no frames"):
+        list(reader.frames())
