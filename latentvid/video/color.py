@@ -170,7 +170,7 @@ class ToRgb:
             )
         values = rgb.to_ndarray()
         if reading.is_converted:
-            return tone.to_sdr(values, transfer=reading.transfer, primaries=reading.gamut)
+            return tone.to_sdr(values.astype(np.uint16, copy=False), transfer=reading.transfer, primaries=reading.gamut)
         return values
 
 

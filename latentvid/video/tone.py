@@ -62,7 +62,7 @@ def to_sdr(rgb: NDArray[np.uint16], *, transfer: str | None, primaries: str) -> 
 
 def to_bt709(primaries: str) -> NDArray[np.float64]:
     """Return the matrix [3 3] from light in some primaries to light in BT.709's."""
-    return np.linalg.solve(_to_xyz("bt709"), _to_xyz(primaries))
+    return np.asarray(np.linalg.solve(_to_xyz("bt709"), _to_xyz(primaries)), np.float64)
 
 
 def pq_light(code: NDArray[np.float64]) -> NDArray[np.float64]:

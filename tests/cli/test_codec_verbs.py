@@ -1,0 +1,86 @@
+"""`encode` and `decode` as a user calls them, through a small autoencoder saved as a folder."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from latentvid.cli.main import main
+from latentvid.data.latent_shards import LatentShards
+from latentvid.video.reader import open_video
+from latentvid.video.sound import Sound
+from tests.factories import vae_tiny
+from tests.video.clips import numbered, write
+from tests.video.test_remux import sound
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a film that sounds, one below that does not, a still, a file that is none, and the autoencoder."""
+    folder = tmp_path_factory.mktemp("footage")
+    music = sound(folder / "music.m4a", 2)
+    write(folder / "in" / "film.mp4", numbered(9, 32, 48), 25, sound=Sound(music, Fraction(0), Fraction(9, 25)))
+    write(folder / "in" / "deep" / "silent.mkv", numbered(4, 32, 48), 25, sample_aspect_ratio=Fraction(4, 3))
+    Image.fromarray(numbered(1, 32, 48)[0].permute(1, 2, 0).numpy()).save(folder / "in" / "still.png")
+    (folder / "in" / "film.txt").write_text("numbers on a moving ground\n")
+    (folder / "bad").mkdir()
+    (folder / "bad" / "broken.mp4").write_bytes(b"no video")
+    vae_tiny().save_pretrained(folder / "vae")
+    return folder
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> tuple[str, str]:
+    assert main([str(word) for word in words]) == code
+    said = capsys.readouterr()
+    return said.out, said.err
+
+
+def test_a_folder_and_back(footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vae = ("--vae", footage / "vae", "--device", "cpu")
+    words = ("encode", footage / "in", footage / "bad", "-o", tmp_path / "latents", *vae)
+    out, err = call(capsys, *words, "--json", "--pack", tmp_path / "shards", "--pack-frames", 4, code=6)
+    found = json.loads(out)
+    assert found["counts"] == {"encoded": 3, "failed": 1}
+    assert "1 of 4 clips failed" in err
+    assert err.count("pixels are not square") == 1
+    names = sorted(p.relative_to(tmp_path / "latents").as_posix() for p in (tmp_path / "latents").rglob("*.*"))
+    assert names == [f"{name}.safetensors" for name in ("deep/silent.mkv", "film.mp4", "still.png")]
+    shards = LatentShards(tmp_path / "shards")
+    assert sorted(shards.about(k)["name"] for k in range(len(shards))) == sorted([names[0], names[1], names[1]])
+    assert sum(len(captions) for captions in shards.captions) == 2
+
+    table, _ = call(capsys, *words, "-q", code=6)
+    assert table.splitlines()[0].split()[:3] == ["clip", "status", "frames"]
+    assert table.splitlines()[-1] == "3 skipped, 1 failed"
+    assert "no known video format" in table or "not a video" in table
+
+    film, silent, still = (tmp_path / "latents" / names[k] for k in (1, 0, 2))
+    out, _ = call(capsys, "decode", film, "-o", tmp_path / "film.mp4", *vae, "--audio", "source", "--json")
+    assert json.loads(out)["has_audio"]
+    assert open_video(tmp_path / "film.mp4").meta.has_audio
+    _, err = call(capsys, "decode", silent, "-o", tmp_path / "silent.mp4", *vae, "--audio", "source", "-q")
+    assert "holds no sound" in err
+    assert open_video(tmp_path / "silent.mp4").meta.sample_aspect_ratio == Fraction(4, 3)
+    call(capsys, "decode", still, "-o", tmp_path / "still.png", *vae)
+    assert next(open_video(tmp_path / "still.png").frames()).pixels.shape == torch.Size([3, 32, 48])
+    _, err = call(capsys, "decode", still, "-o", tmp_path / "b.png", *vae, "--audio", footage / "music.m4a", code=2)
+    assert "hold no sound" in err
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_shares_meet_nowhere_and_leave_nothing(
+    footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("encode", footage / "in", "-o", tmp_path, "--vae", footage / "vae", "--device", "cpu", "--max-frames", 1)
+    done = []
+    for share in ("1/2", "2/2"):
+        out, _ = call(capsys, *words, "--shard", share, "--json", "-q")
+        done += [clip["source"] for clip in json.loads(out)["clips"] if clip["status"] == "encoded"]
+    assert len(done) == len(set(done)) == 3
+    out, _ = call(capsys, *words, "--no-stills", "--json", "-q")
+    assert json.loads(out)["counts"] == {"skipped": 2}
