@@ -208,9 +208,11 @@ class DecoderTask(Task):
         return means
 
     def export(self, folder: Path) -> None:
-        """Write the autoencoder, its temporal layers (`delta/`) where only they were trained, and `metrics.json`."""
+        """Write the autoencoder, its temporal layers (`delta/`) where only they were ever trained, and
+        `metrics.json`."""
         self.autoencoder.save_pretrained(folder)
-        if not self.options.train_spatial:
+        grown_on = self.autoencoder.config.image_weights_hash
+        if not self.options.train_spatial and grown_on in (None, self.autoencoder.image_weights()):
             self.autoencoder.save_delta(folder / "delta")
         write_json(folder / "metrics.json", {"held_out": self.validate()})
 

@@ -88,8 +88,8 @@ class LongOptions(FinetuneOptions):
     """Long clips, as films are decoded: in chunks."""
 
     batch: int = Field(1, ge=1)
-    num_frames: int = Field(48, ge=2)
-    chunk_frames: int | None = Field(12, ge=1)
+    num_frames: int = Field(32, ge=2)
+    chunk_frames: int | None = Field(8, ge=1)
 
 
 class LongLoop(FinetuneLoop):
