@@ -58,6 +58,8 @@ class VideoAutoencoder(BaseAutoencoder):
     """The class in diffusers."""
     group: ClassVar[int] = 1
     """Latents after the first come in multiples of this."""
+    looks_ahead: ClassVar[bool] = False
+    """Layers hold frames back until later ones have come."""
     pass_frames: int
     """Frames of one pass, or the least that there may be."""
     network: Any
@@ -210,7 +212,8 @@ class VideoAutoencoder(BaseAutoencoder):
         # ModelMixin.to warns of casts that do not matter here, and some parameters are made on the CPU all the same.
         shadow = type(self)(nn.Module.to(network, "meta", self.dtype).eval())
         # Longer than anything that layers hold back.
-        passes = 4 + sum(isinstance(m, nn.Conv3d) and m.kernel_size[0] > 1 for m in self.decoder.modules())
+        num_convs = sum(isinstance(m, nn.Conv3d) and m.kernel_size[0] > 1 for m in self.decoder.modules())
+        passes = 4 + (num_convs if self.looks_ahead else 0)
 
         def peak(passes_at_once: int) -> int:
             step = passes_at_once * self.pass_frames
@@ -220,8 +223,8 @@ class VideoAutoencoder(BaseAutoencoder):
         one, two = peak(1), peak(2)
         pixels = (_PROBE_SIDE * self.spatial_factor) ** 2
         # Architectures whose passes are of one length only show no difference: all of it is the pass.
-        each = WORKSPACE * (two - one if two > one else one)
-        return budget.Cost(each / pixels, max(0.0, WORKSPACE * one - each) / pixels)
+        each = two - one if two > one else one
+        return budget.Cost(WORKSPACE * each / pixels, (one - each) / pixels)
 
     def _empty(self, *dims: int) -> Tensor:
         return torch.empty(1, *dims, device=self.device, dtype=self.dtype)

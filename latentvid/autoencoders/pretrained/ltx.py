@@ -26,6 +26,7 @@ class LtxAutoencoder(VideoAutoencoder):
     """A first frame, then usually eight frames per latent."""
 
     kind = "AutoencoderKLLTXVideo"
+    looks_ahead = True
 
     def _geometry(self, config: Any) -> tuple[int, int, int]:
         if not config.encoder_causal:

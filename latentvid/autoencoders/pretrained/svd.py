@@ -3,8 +3,9 @@
 Its temporal convolutions look one frame ahead and its temporal norms take their statistics over all frames of a pass,
 so that diffusers gives another result for every way to cut a film. Two things are done about that:
 
-- the norms take their statistics per frame, which is what makes an exact answer possible at all. This is a change: on
-  films whose frames resemble each other the two agree, on others they differ, and for one frame they are the same;
+- the norms take their statistics per frame, which is what makes an exact answer possible at all. This is a change: for
+  one frame nothing differs; on 14 frames of a sky (random weights) the mean difference from diffusers' whole pass was
+  0.011 in [-1, 1], where diffusers in two chunks of 7 differed from it by 0.031;
 - the convolutions look ahead through delay lines (`streams.py`), so that a film in parts of any length is what it is in
   one pass, at the cost of one pass, with 2 frames per convolution and residual held.
 """
@@ -27,6 +28,7 @@ class SvdAutoencoder(VideoAutoencoder):
     """One frame per latent, in Stable Diffusion's latent space."""
 
     kind = "AutoencoderKLTemporalDecoder"
+    looks_ahead = True
 
     def _geometry(self, config: Any) -> tuple[int, int, int]:
         return 2 ** (len(config.block_out_channels) - 1), 1, config.latent_channels
