@@ -207,6 +207,63 @@ def test_spatial_training_keeps_the_encoder(base: Path, clips: list[Path], cpu: 
     assert (tmp_path / "out" / "delta").exists() == done.has_delta
 
 
+def staged() -> FinetuneConfig:
+    loop = {**LOOP, "lr": 1e-3}
+    judged = {"start_step": 1, "width": 4, "num_layers": 2}
+    return FinetuneConfig.model_validate(
+        {
+            **small().model_dump(),
+            "stages": ["temporal", "spatial", "long"],
+            "spatial": {"options": {"batch": 2, "num_frames": 3, "discriminator": judged}, "loop": loop},
+            "long": {"options": {"num_frames": 6, "chunk_frames": 2, "gradient_checkpointing": True}, "loop": loop},
+        }
+    )
+
+
+def test_stages_start_from_what_the_one_before_has_made_and_resume(
+    base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path
+) -> None:
+    """Stopped in each of them; a stage that is done is not run again."""
+    footage = find_footage(clips, **LARGE_ENOUGH)
+    whole = work.finetune(staged(), base, footage, tmp_path / "whole", runtime=cpu)
+    assert [stage.name for stage in whole.stages] == ["temporal", "spatial", "long"]
+    runs = tmp_path / "whole" / "run"
+    first, second = (load_autoencoder(runs / name / "export").state_dict() for name in ("temporal", "spatial"))
+    if whole.stages[1].kept:
+        assert any(not torch.equal(value, second[name]) for name, value in first.items() if not is_temporal(name))
+    for name, stage in zip(("spatial", "long"), whole.stages, strict=False):
+        records = (runs / name / "log.jsonl").read_text().splitlines()
+        begun = json.loads(records[0])
+        assert begun["step"] == 0
+        if name == "spatial":  # equally long crops of the same files: the very same figures
+            assert begun["validation"]["psnr"] == pytest.approx(stage.validation["psnr"], abs=1e-4)
+
+    told: list[tuple[str, int]] = []
+
+    def stop(record: dict[str, object]) -> None:
+        told.append((str(record["stage"]), int(str(record["step"]))))
+        if "loss" in record and told[-1][1] == 3 and told.count(told[-1]) == 1:
+            raise KeyboardInterrupt
+
+    for again in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            work.finetune(staged(), base, footage, tmp_path / "parts", runtime=cpu, resume=again > 0, on_record=stop)
+    parts = work.finetune(staged(), base, footage, tmp_path / "parts", runtime=cpu, resume=True, on_record=stop)
+    assert {stage for stage, step in told if step == 3} == {"temporal", "spatial", "long"}
+    assert parts.stages == whole.stages
+    for name, value in whole.autoencoder.state_dict().items():
+        assert torch.equal(value, parts.autoencoder.state_dict()[name]), name
+
+
+def test_footage_that_is_too_short_for_a_stage_is_told_before_it_starts(
+    base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path
+) -> None:
+    config = small().model_copy(update={"stages": ["temporal", "long"]})
+    with pytest.raises(UsageError, match="long.options.num_frames"):
+        work.finetune(config, base, find_footage(clips, **LARGE_ENOUGH), tmp_path / "out", runtime=cpu)
+    assert not (tmp_path / "out").exists()
+
+
 def test_estimate_takes_one_step_and_leaves_nothing(
     base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +274,9 @@ def test_estimate_takes_one_step_and_leaves_nothing(
     assert 0 < needs.step_s < 60
     assert needs.total_s >= 4 * needs.step_s
     assert needs.memory_bytes > needs.disk_bytes > 0
+    staged_needs = estimate(staged(), base, footage, runtime=cpu)
+    assert staged_needs.steps == 12
+    assert staged_needs.disk_bytes > needs.disk_bytes
     assert list(tmp_path.iterdir()) == []
 
 
