@@ -1,11 +1,10 @@
-"""Learning curves of a finetuning as a picture: loss, PSNR and flicker against steps, stage after stage."""
+"""Learning curves of a finetuning as a picture: loss, PSNR and flicker against steps, a column for each stage."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,10 @@ from latentvid.core.files import atomic_path
 from latentvid.metrics.plot import Panel, Series, line_chart
 
 AFTER, BEFORE, STILLS = "finetuned", "frame by frame", "single frames"
+WIDTHS = (960, 640)
+"""Of a stage that is alone, and of one among several, in pixels."""
+
+Records = Sequence[Mapping[str, Any]]
 
 
 def write_curves(path: str | Path, runs: Mapping[str, Path]) -> None:
@@ -23,10 +26,9 @@ def write_curves(path: str | Path, runs: Mapping[str, Path]) -> None:
     Args:
         runs: folders with `log.jsonl`, in the order in which they were run.
     """
+    picture = curves({name: read_log(folder / "log.jsonl") for name, folder in runs.items()})
     with atomic_path(path) as beside:
-        curves({name: read_log(folder / "log.jsonl") for name, folder in runs.items()}).save(
-            beside, format="PNG", optimize=True
-        )
+        picture.save(beside, format="PNG", optimize=True)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -40,42 +42,40 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Image.Image:
-    """Return the picture; dashed lines show where a stage begins.
+def curves(logs: Mapping[str, Records]) -> Image.Image:
+    """Return the picture of the stages' records, side by side: each has its own terms of loss, and crops."""
+    width = WIDTHS[min(len(logs), len(WIDTHS)) - 1]
+    columns = [_column(name, records, width) for name, records in logs.items()]
+    sheet = Image.new("RGB", (width * len(columns), columns[0].height), "white")
+    for k, column in enumerate(columns):
+        sheet.paste(column, (k * width, 0))
+    return sheet
 
-    Args:
-        logs: records of each stage, each counting its steps from 0.
-    """
-    lengths = [max((record["step"] for record in log), default=0) for log in logs.values()]
-    starts = [0, *accumulate(lengths)]
-    moved = [
-        (start + record["step"], record) for start, log in zip(starts, logs.values(), strict=False) for record in log
-    ]
-    marks = tuple(starts[1:-1])
-    validations = [(step, record["validation"]) for step, record in moved if "validation" in record]
 
-    def line(label: str, key: str) -> Series:
-        return _series(label, starts[-1], ((step, figures.get(key)) for step, figures in validations))
-
-    losses = _series("loss", starts[-1], ((step, record.get("loss")) for step, record in moved))
+def _column(stage: str, records: Records, width: int) -> Image.Image:
+    validations = [{"step": r["step"], **r["validation"]} for r in records if "validation" in r]
     panels = [
-        Panel("training loss (each stage has its own terms)" if len(logs) > 1 else "training loss", [losses], marks),
+        Panel("training loss", [_series("loss", "loss", records)]),
         Panel(
             "held-out crops: PSNR (dB)",
-            [line(AFTER, "psnr"), line(BEFORE, "psnr_frame_by_frame"), line(STILLS, "image_psnr")],
-            marks,
+            [
+                _series(AFTER, "psnr", validations),
+                _series(BEFORE, "psnr_frame_by_frame", validations),
+                _series(STILLS, "image_psnr", validations),
+            ],
         ),
         Panel(
-            "held-out crops: flicker (levels)", [line(AFTER, "flicker"), line(BEFORE, "flicker_frame_by_frame")], marks
+            "held-out crops: flicker (levels)",
+            [_series(AFTER, "flicker", validations), _series(BEFORE, "flicker_frame_by_frame", validations)],
         ),
     ]
-    return line_chart(panels, title=", then ".join(logs), x_label="step", panel_height=170)
+    return line_chart(panels, title=stage, x_label="step", width=width, panel_height=170)
 
 
-def _series(label: str, last: int, points: Iterable[tuple[int, float | None]]) -> Series:
-    """Return a line through points at some of the steps 0 .. last; between them there is nothing to draw but it."""
-    values = [math.nan] * (last + 1)
-    for step, value in points:
-        if value is not None:
-            values[step] = value
+def _series(label: str, key: str, records: Records) -> Series:
+    """Return the line through what some steps have; at the others there is no number."""
+    values = [math.nan] * (1 + max((record["step"] for record in records), default=0))
+    for record in records:
+        if key in record:
+            values[record["step"]] = record[key]
     return Series(label, values)

@@ -249,14 +249,15 @@ def test_stages_are_settings() -> None:
         DecoderOptions.model_validate({"discriminator": {}})
 
 
-def test_curves_join_the_stages() -> None:
-    logs = {
-        name: [
-            {"step": 0, "validation": {"psnr": 1.0, "psnr_frame_by_frame": 1.0, "image_psnr": 1.0}},
-            {"step": 5, "loss": 0.5},
-            {"step": 10, "validation": {"psnr": 2.0, "psnr_frame_by_frame": 1.0, "image_psnr": 1.0, "flicker": 3.0}},
-        ]
-        for name in ("temporal", "spatial")
-    }
-    assert curves(logs).size[0] == 960
-    assert curves({"temporal": []}).size[0] == 960
+def test_curves_have_a_column_for_each_stage() -> None:
+    figures = {"psnr_frame_by_frame": 1.0, "image_psnr": 1.0, "flicker": 3.0, "flicker_frame_by_frame": 3.0}
+    log = [
+        {"step": 0, "validation": {"psnr": 1.0, **figures}},
+        {"step": 10, "loss": 0.5},
+        {"step": 10, "validation": {"psnr": 2.0, **figures}},
+    ]
+    assert curves({"temporal": log}).width == 960
+    three = curves({"temporal": log, "spatial": log, "long": []})
+    assert three.width == 3 * 640
+    assert three.crop((0, 40, 640, 300)).tobytes() == three.crop((640, 40, 1280, 300)).tobytes()
+    assert three.crop((0, 40, 640, 300)).tobytes() != three.crop((1280, 40, 1920, 300)).tobytes()
