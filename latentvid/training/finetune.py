@@ -65,7 +65,7 @@ class FinetuneLoop(LoopConfig):
     ema_decay: float = Field(0.99, ge=0, lt=1)
     log_every: int = Field(10, ge=1)
     save_every: int = Field(100, ge=1)
-    validate_every: int = Field(250, ge=1)
+    validate_every: int = Field(100, ge=1)
     keep: Literal["last", "best"] = "best"
     """By PSNR on held-out crops, of weights that cost single frames no more than the guard allows."""
     patience: int = Field(8, ge=0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from latentvid.training.loop import LoopConfig, saved_states, train
 from tests.autoencoders.small_networks import grown, image_network
 from tests.training.toys import CONFIG, ToyTask
 
+ROOT = Path(__file__).resolve().parents[2]
 LOOP = LoopConfig(steps=4, lr=1e-3, warmup=1, ema_decay=0.5, log_every=1, save_every=2, validate_every=2, keep="best")
 JUDGED = {"train_spatial": True, "still_share": 0.3, "discriminator": {"start_step": 1, "width": 4, "num_layers": 2}}
 
@@ -261,3 +265,40 @@ def test_curves_have_a_column_for_each_stage() -> None:
     assert three.width == 3 * 640
     assert three.crop((0, 40, 640, 300)).tobytes() == three.crop((640, 40, 1280, 300)).tobytes()
     assert three.crop((0, 40, 640, 300)).tobytes() != three.crop((1280, 40, 1920, 300)).tobytes()
+
+
+RANKS = """
+import sys
+from pathlib import Path
+import torch
+from latentvid.training.latent_cache import LatentCache
+from latentvid.training.loop import train
+from tests.training.test_stages import JUDGED, LOOP, task
+work = task(LatentCache(Path(sys.argv[2])), **JUDGED)
+train(work, LOOP, Path(sys.argv[1]), device="cpu")
+rank = torch.distributed.get_rank()
+torch.save(work.state_dict(), Path(sys.argv[1]) / f"rank-{rank}.pt")
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_keep_one_generator_and_one_discriminator(cache: LatentCache, tmp_path: Path) -> None:
+    """Also where one of them has stills, which are not judged, and the other has not."""
+    (tmp_path / "ranks.py").write_text(RANKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, str(tmp_path / "ranks.py"), str(tmp_path / "run"), str(cache.folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    one, other = (torch.load(tmp_path / "run" / f"rank-{k}.pt", weights_only=True) for k in range(2))
+    trained = {name for name in one if name != "adversary.averages"}  # each rank's own, rank 0's before the next step
+    assert_equal({k: one[k] for k in trained}, {k: other[k] for k in trained})
+    begun = task(cache, **JUDGED).state_dict()
+    assert any(not torch.equal(one[k], begun[k]) for k in trained if k.startswith("adversary.network"))
