@@ -76,15 +76,17 @@ def estimate(config: FinetuneConfig, vae: str | Path, footage: Footage, *, runti
     check_fits(config, network, footage)
     plan = config.plan()
     needs = [_needs(config, stage, vae, footage, runtime=runtime) for stage in plan]
+    # Stages of equal clips share their crops.
+    crops = {stage.options.num_frames: (stage, found) for stage, found in zip(plan, needs, strict=True)}
     most = config.max_eval_frames
     measured = sum(min(c.num_frames, most or c.num_frames) * c.height * c.width for c in footage.held_out)
     return Estimate(
         steps=sum(stage.loop.steps for stage in plan),
         train_s=sum(stage.loop.steps * found.step_s for stage, found in zip(plan, needs, strict=True)),
-        prepare_s=sum(stage.num_clips * found.clip_s for stage, found in zip(plan, needs, strict=True)),
+        prepare_s=sum(stage.num_clips * found.clip_s for stage, found in crops.values()),
         evaluate_s=2 * EVALUATE_SHARE * 3 * measured * needs[0].step_s / needs[0].pixels_per_step,
         memory_bytes=max(found.memory_bytes for found in needs),
-        disk_bytes=sum(found.kept_bytes + 3 * found.state_bytes for found in needs),
+        disk_bytes=sum(found.kept_bytes for _, found in crops.values()) + sum(4 * found.state_bytes for found in needs),
     )
 
 
