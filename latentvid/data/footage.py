@@ -13,10 +13,9 @@ from torch.nn import functional as F
 
 from latentvid.core.errors import InputError
 from latentvid.core.rng import Rng
+from latentvid.data.captions import caption_of
 from latentvid.video.footage import find_videos
 from latentvid.video.reader import open_video
-
-_MAX_CAPTION_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +98,8 @@ class FootageClips:
         self._rng = Rng(seed).child("footage")
         self._decoded = DecodedClips(cache_bytes)
 
-    def item(self, index: int) -> tuple[Tensor, str]:
-        """Return crop number `index`, uint8 [t 3 h w], and the caption of its file ("" for none).
+    def item(self, index: int) -> tuple[Tensor, ClipInfo]:
+        """Return crop number `index`, uint8 [t 3 h w], and the file that it is of.
 
         Raises:
             InputError: the file cannot be decoded as far as its first frames.
@@ -114,7 +113,7 @@ class FootageClips:
         video = resize(video[:, :, top : top + side, left : left + side], self.size, self.size)
         if self.mirror and float(rng.child("mirror").uniform(1)) < 0.5:
             video = video.flip(3)
-        return video.contiguous(), clip.caption
+        return video.contiguous(), clip
 
     def _frames(self, clip: ClipInfo, rng: Rng) -> Tensor:
         is_still = float(rng.child("still").uniform(1)) < self.still_share
@@ -188,13 +187,3 @@ def _crop_side(clip: ClipInfo, size: int, chance: float) -> int:
 
 def _below(rng: Rng, bound: int) -> int:
     return int(rng.integers(0, max(1, bound), 1))
-
-
-def caption_of(path: Path) -> str:
-    """Return the first line of the `.txt` file of the same name, "" where there is none."""
-    try:
-        with path.with_suffix(".txt").open("rb") as stream:
-            text = stream.read(_MAX_CAPTION_BYTES).decode("utf-8", errors="replace")
-    except OSError:
-        return ""
-    return text.strip().split("\n")[0].strip()

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from latentvid.core.errors import InputError
 from latentvid.core.rng import Rng
+from latentvid.data.footage import ClipInfo, DecodedClips, scan
+from latentvid.video.footage import STILL_SUFFIXES, find_videos
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +85,48 @@ def _read(source: Tensor, window: Window, cover: tuple[float, float], height: in
     theta = torch.tensor([[[2 * half_x, 0, 2 * window.x - 1], [0, 2 * half_y, 2 * window.y - 1]]], dtype=torch.float32)
     grid = F.affine_grid(theta, [1, 3, height, width], align_corners=False)
     return F.grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+class PseudoVideos:
+    """Endless clips of still pictures, each picture as often as the others. Item i is the same in every run.
+
+    Args:
+        paths: pictures, folders of them, patterns; videos among them are passed over.
+        num_frames: frames of an item; one makes a crop.
+        size: height and width of an item in pixels.
+        min_scale: the narrowest view, in shares of the widest that fits into the picture.
+
+    Raises:
+        InputError: there is no picture that can be read; the sentence holds the first reason.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        num_frames: int = 16,
+        size: int = 128,
+        min_scale: float = 0.6,
+        seed: int = 0,
+        *,
+        cache_bytes: int = 1 << 30,
+    ) -> None:
+        self.num_frames, self.size, self.min_scale = num_frames, size, min_scale
+        pictures = [path for path in find_videos(paths, stills=True) if path.suffix.lower() in STILL_SUFFIXES]
+        self.clips, self.skipped = scan(pictures) if pictures else ([], [])
+        self.clips = [clip for clip in self.clips if min(clip.height, clip.width) >= 2]
+        if not self.clips:
+            why = f" The first: {self.skipped[0][1]}" if self.skipped else ""
+            raise InputError(f"{', '.join(map(str, paths))}: there is no picture that can be used.{why}")
+        self._rng = Rng(seed).child("stills")
+        self._decoded = DecodedClips(cache_bytes)
+
+    def item(self, index: int) -> tuple[Tensor, ClipInfo]:
+        """Return clip number `index`, uint8 [t 3 h w], and the picture that it is of.
+
+        Raises:
+            InputError: the picture cannot be decoded.
+        """
+        clip = self.clips[index % len(self.clips)]
+        path = draw_path(self._rng.child(index), min_scale=self.min_scale)
+        image = self._decoded.frames(clip, 0, 1)[0]
+        return pan_and_zoom(image, self.num_frames, self.size, self.size, path), clip

@@ -22,11 +22,11 @@ from latentvid.core.config import StrictModel
 from latentvid.core.errors import UsageError
 from latentvid.core.rng import Rng
 from latentvid.core.shapes import LatentShape
+from latentvid.data.mixture import Latents, Mixture
 from latentvid.denoisers.text import tokenize
 from latentvid.noise.prior import NoisePrior
 from latentvid.pipeline import LatentVideoPipeline
 from latentvid.sampling.prediction import noisy, target
-from latentvid.training.latent_cache import LatentCache
 from latentvid.training.task import Task
 
 VALIDATED_LEVELS = (0.25, 0.5, 0.75, 0.95)
@@ -54,7 +54,7 @@ class DiffusionOptions(StrictModel):
     train_text: bool = True
     """Train the text encoder too (a small one made for the model; leave a pretrained one alone)."""
     validation_clips: int = Field(48, ge=1)
-    """The last clips of each cache, never trained on."""
+    """The last clips of videos and of images, never trained on; of a mixture, those of each part by its weight."""
 
 
 class DiffusionTask(Task):
@@ -65,8 +65,8 @@ class DiffusionTask(Task):
     def __init__(
         self,
         pipeline: LatentVideoPipeline,
-        videos: LatentCache | None,
-        images: LatentCache | None,
+        videos: Latents | None,
+        images: Latents | None,
         options: DiffusionOptions,
         *,
         seed: int,
@@ -78,7 +78,7 @@ class DiffusionTask(Task):
         self.tokenizer = pipeline.tokenizer
         self.prior: NoisePrior = pipeline.noise_prior
         self.schedule = pipeline.schedule
-        self.videos, self.images = videos, images
+        self.videos, self.images = _mixture(videos), _mixture(images)
         self.options = options
         self.rng = Rng(seed)
         self._check_data()
@@ -93,10 +93,12 @@ class DiffusionTask(Task):
         for name, cache, frames in (("videos", self.videos, self.options.num_frames), ("images", self.images, 1)):
             if cache is None:
                 continue
-            if len(cache) <= held_out:
-                raise UsageError(f"{name}: {len(cache)} clips with {held_out} held out leave none to train on.")
-            if cache.latents(0).shape[1] < frames:
-                raise UsageError(f"{name}: clips of {cache.latents(0).shape[1]} frames hold no window of {frames}.")
+            for part, share in zip(cache.parts, cache.shares(held_out), strict=True):
+                if len(part) <= share:
+                    raise UsageError(f"{name}: {len(part)} clips with {share} held out leave none to train on.")
+                length = part.latents(0).shape[1]
+                if length < frames:
+                    raise UsageError(f"{name}: clips of {length} frames hold no window of {frames}.")
 
     def _adapt_layout(self) -> None:
         """Lay weights out as the device likes them; on CPU the normalisations of [o h w i] in bf16 are 15x slower."""
@@ -116,11 +118,11 @@ class DiffusionTask(Task):
         cache = self.videos if is_video else self.images
         assert cache is not None
         size = self.options.video_batch if is_video else self.options.image_batch
-        picks = rng.child("clips").integers(0, len(cache) - self.options.validation_clips, size)[0]
-        return self._examples(cache, picks.tolist(), rng, is_video=is_video, context_share=self.options.context_share)
+        picks = cache.draw(rng.child("clips"), size, held_out=self.options.validation_clips)
+        return self._examples(cache, picks, rng, is_video=is_video, context_share=self.options.context_share)
 
     def _examples(
-        self, cache: LatentCache, picks: list[int], rng: Rng, *, is_video: bool, context_share: float
+        self, cache: Mixture, picks: list[int], rng: Rng, *, is_video: bool, context_share: float
     ) -> dict[str, Tensor]:
         frames = self.options.num_frames if is_video else 1
         clean, texts = [], []
@@ -194,9 +196,8 @@ class DiffusionTask(Task):
                 figures |= self._validate(name, cache, min(most, self.options.validation_clips))
         return figures
 
-    def _validate(self, name: str, cache: LatentCache, num_clips: int) -> dict[str, float]:
-        first = len(cache) - self.options.validation_clips
-        picks = list(range(first, first + num_clips))
+    def _validate(self, name: str, cache: Mixture, num_clips: int) -> dict[str, float]:
+        picks = cache.held_out(self.options.validation_clips)[:num_clips]
         rng = Rng(0).child(f"validation/{name}")
         batch = self._examples(cache, picks, rng, is_video=name == "video", context_share=0.0)
         batch = {key: value.to(self.unet.device) for key, value in batch.items()}
@@ -208,3 +209,7 @@ class DiffusionTask(Task):
 
     def export(self, folder: Path) -> None:
         self.pipeline.save_pretrained(folder)
+
+
+def _mixture(clips: Latents | None) -> Mixture | None:
+    return Mixture([clips]) if clips is not None and not isinstance(clips, Mixture) else clips

@@ -1,19 +1,19 @@
-"""Latent files into shards for training: whole films or windows of equal length, with their captions."""
+"""Latent files into shards for training, whole or as windows of equal length with their captions, and out again."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from latentvid.autoencoders.latent_file import LatentFile
-from latentvid.core.errors import UsageError
+from latentvid.core.errors import CheckpointError, UsageError
 from latentvid.core.files import safe_name
-from latentvid.data.footage import caption_of
-from latentvid.data.latent_shards import ShardWriter
+from latentvid.data.captions import caption_of
+from latentvid.data.latent_shards import LatentShards, ShardWriter
 
 
 def pack_files(files: Iterable[tuple[str, Path, Path]], writer: ShardWriter, *, num_frames: int = 0) -> None:
@@ -42,6 +42,42 @@ def pack_files(files: Iterable[tuple[str, Path, Path]], writer: ShardWriter, *, 
             writer.add(
                 key.replace(".", "-"), file.read(start, stop).to(dtype), _about(file, name, start, stop), caption
             )
+
+
+def open_packed(places: Sequence[str | Path], latent_space: str, *, num_frames: int) -> LatentShards:
+    """Open shards to train on, once all of them are known to fit.
+
+    Args:
+        places: tar files, or folders of them.
+        latent_space: that of the autoencoder that is trained with; see `BaseAutoencoder.latent_space`.
+        num_frames: of a training window.
+
+    Raises:
+        CheckpointError: a shard is missing or damaged, or another autoencoder's.
+        UsageError: a sample is shorter than the window, or the samples differ in size.
+    """
+    shards = LatentShards(*places)
+    where = ", ".join(map(str, places))
+    if not len(shards):
+        raise CheckpointError(f"{where}: the shards are empty; encode and pack again.")
+    sizes = set()
+    for number, key in enumerate(shards.keys):
+        about = shards.about(number)
+        if about.get("latent_space") != latent_space:
+            raise CheckpointError(
+                f"{where}: {key} was encoded with {about.get('vae') or 'another autoencoder'}, whose latent space is"
+                " not that of the recipe's vae; name that one there, or encode again."
+            )
+        if int(about.get("num_latents", 0)) < num_frames:
+            raise UsageError(
+                f"{where}: {key} has {about.get('num_latents', 0)} latents, and windows of {num_frames} are trained"
+                f" on; pack with --pack-frames {num_frames} or more."
+            )
+        sizes.add((about.get("width"), about.get("height")))
+    if len(sizes) > 1:
+        seen = " and ".join(f"{width}x{height}" for width, height in sorted(sizes, key=str)[:2])
+        raise UsageError(f"{where}: clips of {seen} do not stack; encode them in one size.")
+    return shards
 
 
 def _windows(num_latents: int, length: int) -> Iterator[tuple[int, int]]:

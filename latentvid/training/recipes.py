@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.config import StrictModel, load_config, read_tree
 from latentvid.core.errors import UsageError, did_you_mean
 from latentvid.core.rng import Rng
+from latentvid.data.mixture import Latents, Mixture
 from latentvid.data.tokenizer import build_tokenizer
 from latentvid.denoisers.temporal_unet import TemporalUNet
 from latentvid.metrics.lpips import PerceptualNetwork
@@ -26,9 +28,17 @@ from latentvid.pipeline import LatentVideoPipeline
 from latentvid.training.autoencoder import AutoencoderOptions, AutoencoderTask
 from latentvid.training.decoder import DecoderOptions, DecoderTask
 from latentvid.training.diffusion import DiffusionOptions, DiffusionTask
-from latentvid.training.latent_cache import Encode, LatentCache, build_cache, cache_name
+from latentvid.training.latent_cache import LatentCache, build_cache, cache_name
 from latentvid.training.loop import LoopConfig, OnRecord, check_folder, train
-from latentvid.training.sources import KeptClips, SourceConfig, WorldConfig
+from latentvid.training.pack import open_packed
+from latentvid.training.sources import (
+    KeptClips,
+    LatentsConfig,
+    LatentShardsConfig,
+    MixtureConfig,
+    SourceConfig,
+    WorldConfig,
+)
 from latentvid.training.task import Task
 
 OnPrepared = Callable[[int, int], None]
@@ -151,8 +161,8 @@ class DiffusionRecipe(StrictModel):
     """Folder of the autoencoder, which stays as it is."""
     init: str | None = None
     """Pipeline folder to start from: its networks, tokenizer and schedule are taken, sizes below are ignored."""
-    videos: SourceConfig | None = None
-    images: SourceConfig | None = None
+    videos: LatentsConfig | None = None
+    images: LatentsConfig | None = None
     cache: str | None = None
     """Where encoded clips are kept; by default in the run's folder."""
     prior: PriorChoice = PriorChoice()
@@ -173,12 +183,15 @@ class DiffusionRecipe(StrictModel):
 
     def task(self, folder: Path, on_prepared: OnPrepared | None) -> Task:
         vae = load_image_autoencoder(self.vae)
-        caches = {}
-        for name, source in (("videos", self.videos), ("images", self.images)):
-            if source is not None:
-                key = cache_name(source.model_dump_json(), vae.latent_space(), self.loop.mixed_precision)
-                place = Path(self.cache or folder / "cache") / f"{name}-{key}"
-                caches[name] = build_cache(source.open(), _encoder(vae, self.loop), place, on_clip=on_prepared)
+        prepare = _Preparation(vae, self.loop, Path(self.cache or folder / "cache"), on_prepared)
+        caches = {
+            name: prepare.latents(name, source, num_frames)
+            for name, source, num_frames in (
+                ("videos", self.videos, self.options.num_frames),
+                ("images", self.images, 1),
+            )
+            if source is not None
+        }
         tokenizer, text_encoder, unet, scheduler = self._networks(vae, caches)
         pipeline = LatentVideoPipeline(
             vae=vae,
@@ -199,7 +212,7 @@ class DiffusionRecipe(StrictModel):
             return None
         return {"kind": "context", "overlap": min(self.options.max_context, self.options.num_frames - 1)}
 
-    def _networks(self, vae: ImageAutoencoder, caches: dict[str, LatentCache]) -> tuple[Any, Any, TemporalUNet, Any]:
+    def _networks(self, vae: ImageAutoencoder, caches: dict[str, Latents]) -> tuple[Any, Any, TemporalUNet, Any]:
         if self.init is not None:
             given = LatentVideoPipeline.from_pretrained(self.init)
             return given.tokenizer, given.text_encoder, given.unet, given.scheduler
@@ -230,14 +243,12 @@ class DecoderRecipe(StrictModel):
 
     def task(self, folder: Path, on_prepared: OnPrepared | None) -> Task:
         vae = load_image_autoencoder(self.vae)
-        caches = {}
-        for name, source in (("clips", self.source), ("held-out", self.held_out)):
-            if source is not None:
-                key = cache_name(source.model_dump_json(), vae.latent_space(), self.loop.mixed_precision)
-                place = Path(self.cache or folder / "cache") / f"{name}-{key}"
-                caches[name] = build_cache(
-                    source.open(), _encoder(vae, self.loop), place, keep_pixels=True, on_clip=on_prepared
-                )
+        prepare = _Preparation(vae, self.loop, Path(self.cache or folder / "cache"), on_prepared)
+        caches = {
+            name: prepare.encoded(name, source, keep_pixels=True)
+            for name, source in (("clips", self.source), ("held-out", self.held_out))
+            if source is not None
+        }
         if not isinstance(vae, TemporalAutoencoder):
             vae = TemporalAutoencoder.from_image(vae, temporal_num_convs=self.temporal_num_convs)
         perceptual = None
@@ -273,15 +284,33 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return load_config(path, RECIPES[kind], overrides)
 
 
-def _encoder(vae: ImageAutoencoder, loop: LoopConfig) -> Encode:
-    """Return the frozen encoder, computing in the precision of the training that it prepares."""
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(loop.mixed_precision)
+@dataclass(frozen=True)
+class _Preparation:
+    """How a recipe's data becomes latents: by its frozen encoder, in the precision of the training."""
 
-    def encode(video: Tensor) -> Tensor:
-        with torch.no_grad(), torch.autocast(vae.device.type, half, enabled=half is not None):
-            return vae.encode_clip(video)
+    vae: ImageAutoencoder
+    loop: LoopConfig
+    folder: Path
+    on_prepared: OnPrepared | None
 
-    return encode
+    def latents(self, name: str, source: LatentsConfig, num_frames: int) -> Latents:
+        """Return what `source` describes, encoded now or before; `num_frames` are a window's."""
+        if isinstance(source, MixtureConfig):
+            parts = [self.latents(name, part.source, num_frames) for part in source.parts]
+            return Mixture(parts, [part.weight for part in source.parts])
+        if isinstance(source, LatentShardsConfig):
+            return open_packed(source.paths, self.vae.latent_space(), num_frames=num_frames)
+        return self.encoded(name, source)
+
+    def encoded(self, name: str, source: SourceConfig, *, keep_pixels: bool = False) -> LatentCache:
+        key = cache_name(source.model_dump_json(), self.vae.latent_space(), self.loop.mixed_precision)
+        place = self.folder / f"{name}-{key}"
+        return build_cache(source.open(), self._encode, place, keep_pixels=keep_pixels, on_clip=self.on_prepared)
+
+    def _encode(self, video: Tensor) -> Tensor:
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.loop.mixed_precision)
+        with torch.no_grad(), torch.autocast(self.vae.device.type, half, enabled=half is not None):
+            return self.vae.encode_clip(video)
 
 
 def run(

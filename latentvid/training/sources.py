@@ -1,7 +1,9 @@
-"""Where training clips come from: a procedural world or folders of footage, behind one numbered list."""
+"""Where training data comes from, as configs say it: worlds, footage, stills, latent shards, or a mixture of them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
 import torch
@@ -9,8 +11,11 @@ from pydantic import Field
 from torch import Tensor
 
 from latentvid.core.config import StrictModel
+from latentvid.core.errors import UsageError
 from latentvid.core.rng import Rng
-from latentvid.data.footage import FootageClips
+from latentvid.data.captions import read_captions
+from latentvid.data.footage import ClipInfo, FootageClips
+from latentvid.data.pseudo_video import PseudoVideos
 from latentvid.data.worlds import open_world
 
 
@@ -41,16 +46,26 @@ class WorldConfig(StrictModel):
         return _WorldClips(self)
 
 
-class FootageConfig(StrictModel):
-    """Random crops of the user's own footage; captions from `.txt` files beside the clips, where there are any."""
+class CaptionOptions(StrictModel):
+    """Captions beyond what stands beside a clip, in `clip.txt` (one per line) or `clip.json`."""
 
-    kind: Literal["footage"] = "footage"
+    table: str | None = None
+    """CSV file: `file_name` as seen from the table's folder, `caption`, and labels in whatever other columns."""
+    templates: list[str] = []
+    """Captions made of labels, such as "a person {action}"; `{folder}` is the name of the clip's folder in words."""
+
+    def of(self, clips: Sequence[ClipInfo]) -> dict[Path, list[str]]:
+        return read_captions([clip.path for clip in clips], table=self.table, templates=self.templates)
+
+
+class _FootageFields(StrictModel):
+    kind: str
     paths: list[str]
     num_clips: int = Field(1000, ge=1)
     """Random crops to draw, not files."""
     num_frames: int = Field(16, ge=1)
     size: int = Field(128, ge=16)
-    strides: list[int] = [1]
+    strides: list[Annotated[int, Field(ge=1)]] = Field([1], min_length=1)
     """Every n-th frame, one of these at random."""
     still_share: float = Field(0.0, ge=0, le=1)
     """Share of clips that repeat one frame."""
@@ -58,22 +73,102 @@ class FootageConfig(StrictModel):
     """Flip half of the clips; not where captions tell left from right."""
     seed: int = 0
 
-    def open(self) -> ClipSource:
-        return _Footage(
-            FootageClips(
-                self.paths,
-                num_frames=self.num_frames,
-                size=self.size,
-                strides=tuple(self.strides),
-                still_share=self.still_share,
-                mirror=self.mirror,
-                seed=self.seed,
-            ),
-            self.num_clips,
+    def crops(self) -> FootageClips:
+        return FootageClips(
+            self.paths,
+            num_frames=self.num_frames,
+            size=self.size,
+            strides=tuple(self.strides),
+            still_share=self.still_share,
+            mirror=self.mirror,
+            seed=self.seed,
         )
 
 
-SourceConfig = Annotated[WorldConfig | FootageConfig, Field(discriminator="kind")]
+class FootageConfig(_FootageFields):
+    """Random crops of the user's own footage; captions from `.txt` files beside the clips, where there are any."""
+
+    kind: Literal["footage"] = "footage"
+
+    def open(self) -> ClipSource:
+        crops = self.crops()
+        return _FileClips(crops, self.num_clips, {c.path: [c.caption] if c.caption else [] for c in crops.clips})
+
+
+class CaptionedFootageConfig(_FootageFields):
+    """Random crops of footage with all that is said of it: several captions per clip, tables, class labels."""
+
+    kind: Literal["captioned_footage"] = "captioned_footage"
+    captions: CaptionOptions = CaptionOptions()
+
+    def open(self) -> ClipSource:
+        crops = self.crops()
+        captions = self.captions.of(crops.clips)
+        if not any(captions.values()):
+            raise UsageError(
+                f"{', '.join(self.paths)}: none of {len(captions)} clips has a caption; write them into .txt files"
+                " beside the clips, or into a table, or take kind 'footage' to train without."
+            )
+        return _FileClips(crops, self.num_clips, captions)
+
+
+class StillsConfig(StrictModel):
+    """Still pictures as clips: the view pans and zooms over them; captions as for footage."""
+
+    kind: Literal["stills"] = "stills"
+    paths: list[str]
+    num_clips: int = Field(1000, ge=1)
+    """Paths to draw; every picture is taken equally often."""
+    num_frames: int = Field(16, ge=1)
+    """1 makes crops."""
+    size: int = Field(128, ge=16)
+    min_scale: float = Field(0.6, gt=0, le=1)
+    """The narrowest view, in shares of the widest."""
+    captions: CaptionOptions = CaptionOptions()
+    seed: int = 0
+
+    def open(self) -> ClipSource:
+        stills = PseudoVideos(self.paths, self.num_frames, self.size, self.min_scale, self.seed)
+        return _FileClips(stills, self.num_clips, self.captions.of(stills.clips))
+
+
+SourceConfig = Annotated[
+    WorldConfig | FootageConfig | CaptionedFootageConfig | StillsConfig, Field(discriminator="kind")
+]
+"""Where pixels come from."""
+
+
+class LatentShardsConfig(StrictModel):
+    """What `latentvid encode --pack` has written: latents and captions, no pixels."""
+
+    kind: Literal["latent_shards"] = "latent_shards"
+    paths: list[str] = Field(min_length=1)
+    """Tar files, or folders of them."""
+
+
+class PartConfig(StrictModel):
+    """One part of a mixture."""
+
+    weight: float = Field(1.0, gt=0)
+    """How often it is drawn from, compared with the other parts."""
+    source: Annotated[
+        WorldConfig | FootageConfig | CaptionedFootageConfig | StillsConfig | LatentShardsConfig,
+        Field(discriminator="kind"),
+    ]
+
+
+class MixtureConfig(StrictModel):
+    """Several sources, drawn from by weights."""
+
+    kind: Literal["mixture"] = "mixture"
+    parts: list[PartConfig] = Field(min_length=1)
+
+
+LatentsConfig = Annotated[
+    WorldConfig | FootageConfig | CaptionedFootageConfig | StillsConfig | LatentShardsConfig | MixtureConfig,
+    Field(discriminator="kind"),
+]
+"""Where latents come from: pixels that are encoded, or what was encoded before."""
 
 
 class _WorldClips:
@@ -93,17 +188,18 @@ class _WorldClips:
         return video, captions
 
 
-class _Footage:
-    def __init__(self, clips: FootageClips, num_clips: int) -> None:
-        self.clips = clips
-        self.num_clips = num_clips
+class _FileClips:
+    """So many crops of files, with what is said of the files."""
+
+    def __init__(self, crops: FootageClips | PseudoVideos, num_clips: int, captions: Mapping[Path, list[str]]) -> None:
+        self.crops, self.num_clips, self.captions = crops, num_clips, captions
 
     def __len__(self) -> int:
         return self.num_clips
 
     def clip(self, index: int) -> tuple[Tensor, list[str]]:
-        video, caption = self.clips.item(index)
-        return torch.as_tensor(video), [caption] if caption else []
+        video, file = self.crops.item(index)
+        return video, self.captions[file.path]
 
 
 class KeptClips:

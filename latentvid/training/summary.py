@@ -57,15 +57,13 @@ def _decoder(recipe: DecoderRecipe) -> nn.Module:
 
 def _diffusion(recipe: DiffusionRecipe) -> dict[str, nn.Module]:
     vae = load_image_autoencoder(recipe.vae)
-    source = recipe.videos or recipe.images
-    assert source is not None
     if recipe.init is not None:
         given = LatentVideoPipeline.from_pretrained(recipe.init)
         unet, text_encoder = given.unet, given.text_encoder
     else:
         marks = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}  # whatever they will be, they count nothing
         with torch.device("meta"):
-            unet = recipe.unet.build(vae.latent_channels, source.size // vae.spatial_factor, recipe.text.width)
+            unet = recipe.unet.build(vae.latent_channels, 1, recipe.text.width)  # no weight depends on the clips' size
             text_encoder = CLIPTextModel(recipe.text.config(recipe.text.vocab_size, **marks))
     unet.requires_grad_(True)
     text_encoder.requires_grad_(recipe.options.train_text)

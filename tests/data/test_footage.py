@@ -57,9 +57,9 @@ def test_items_do_not_depend_on_order_or_memory(folder: Path) -> None:
     wanted = [3, 0, 11, 3]
     there = {i: first.item(i) for i in wanted}
     for i in reversed(wanted):
-        video, caption = second.item(i)
+        video, clip = second.item(i)
         assert torch.equal(video, there[i][0])
-        assert caption == there[i][1]
+        assert clip == there[i][1]
     assert not torch.equal(first.item(0)[0], FootageClips([folder], 8, 32, seed=6).item(0)[0])
 
 
@@ -127,7 +127,7 @@ def test_resizing_keeps_the_mean() -> None:
 
 def test_real_footage(assets: Path) -> None:
     clips = FootageClips([assets / "data" / "sky"], 8, 64, (1, 2), seed=0)
-    video, caption = clips.item(0)
+    video, clip = clips.item(0)
     assert video.shape == (8, 3, 64, 64)
-    assert caption == ""
+    assert clip.caption == ""
     assert video.float().std() > 1

@@ -1,14 +1,22 @@
-"""Pseudo-videos, mixtures and label captions."""
+"""Pseudo-videos, mixtures, and captions from files, tables and labels."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
+from latentvid.core.errors import InputError, UsageError
 from latentvid.core.rng import Rng
-from latentvid.data.captions import caption_from_labels, drop_caption
+from latentvid.data.captions import read_captions
 from latentvid.data.mixture import Mixture
-from latentvid.data.pseudo_video import Window, draw_path, pan_and_zoom
+from latentvid.data.pseudo_video import PseudoVideos, Window, draw_path, pan_and_zoom
 
 
 def ramp(height: int = 80, width: int = 120) -> torch.Tensor:
@@ -62,51 +70,146 @@ def test_what_is_no_picture_is_refused() -> None:
         pan_and_zoom(ramp(), 0, 4, 4, draw_path(Rng(0)))
 
 
-class Numbers:
-    def __init__(self, name: str) -> None:
-        self.name = name
+class Flat:
+    """Clips whose every number is their own: `first`, `first` + 1 and so on."""
 
-    def item(self, index: int) -> str:
-        return f"{self.name}{index}"
+    def __init__(self, first: int, count: int, side: int = 2) -> None:
+        self.first, self.side = first, side
+        self.captions = [[f"clip {first + k}"] for k in range(count)]
 
+    def __len__(self) -> int:
+        return len(self.captions)
 
-def test_a_mixture_keeps_its_share_and_takes_no_item_twice() -> None:
-    mixture = Mixture(Numbers("v"), Numbers("i"), video_share=0.7, seed=3)
-    batches = [mixture.item(step, 4) for step in range(100)]
-    assert sum(batch.kind == "video" for batch in batches) in (69, 70, 71)
-    items = [item for batch in batches for item in batch.items]
-    assert len(set(items)) == 400
-    assert all(item.startswith(batch.kind[0]) for batch in batches for item in batch.items)
-    again = Mixture(Numbers("v"), Numbers("i"), video_share=0.7, seed=3)
-    assert again.item(57, 4) == batches[57]
+    def latents(self, index: int) -> torch.Tensor:
+        return torch.full((1, 4, self.side, self.side), self.first + range(len(self))[index], dtype=torch.float32)
 
 
-@pytest.mark.parametrize(("share", "kinds"), [(0.0, {"image"}), (1.0, {"video"})])
-def test_mixtures_of_one_kind(share: float, kinds: set[str]) -> None:
-    mixture = Mixture(Numbers("v"), Numbers("i"), video_share=share)
-    assert {mixture.kind(step) for step in range(50)} == kinds
+def test_a_mixture_numbers_its_parts_one_after_the_other() -> None:
+    mixture = Mixture([Flat(0, 5), Flat(100, 3), Flat(200, 4)])
+    seen = [int(mixture.latents(k).mean()) for k in range(len(mixture))]
+    assert seen == [*range(5), *range(100, 103), *range(200, 204)]
+    assert mixture.captions == [[f"clip {number}"] for number in seen]
 
 
-def test_a_missing_source_leaves_the_other() -> None:
-    assert Mixture(None, Numbers("i"), 0.9).kind(0) == "image"
-    assert Mixture(Numbers("v"), None, 0.1).kind(0) == "video"
-    with pytest.raises(ValueError, match="needs a source"):
-        Mixture(None, None)
-    with pytest.raises(ValueError, match="no share"):
-        Mixture(Numbers("v"), Numbers("i"), 1.5)
+def test_a_mixture_draws_by_weights_and_never_what_is_held_out() -> None:
+    mixture = Mixture([Flat(0, 40), Flat(100, 8), Flat(200, 9)], [6, 1, 3])
+    held_out = mixture.held_out(10)
+    assert sorted(held_out) == [*range(34, 40), 47, *range(54, 57)]
+    assert {0 if n < 40 else 1 if n < 48 else 2 for n in held_out[:6]} == {0, 1, 2}
+    draws = [n for step in range(300) for n in mixture.draw(Rng(step), 10, held_out=10)]
+    assert set(draws) == set(range(57)) - set(held_out)
+    shares = [sum(first <= n < stop for n in draws) / 3000 for first, stop in ((0, 40), (40, 48), (48, 57))]
+    assert shares == pytest.approx([0.6, 0.1, 0.3], abs=0.04)  # over four standard errors
+    assert mixture.draw(Rng(7), 10, held_out=10) == mixture.draw(Rng(7), 10, held_out=10)
 
 
-def test_labels_become_captions() -> None:
-    labels = {"subject": "a Knight", "action": "walking"}
-    texts = {caption_from_labels(labels, Rng(i)) for i in range(30)}
-    assert "a knight walking" in texts
-    assert len(texts) == 3
-    with pytest.raises(ValueError, match="'colour'"):
-        caption_from_labels(labels, Rng(0), ["{colour} {subject}"])
+def test_a_mixture_of_one_draws_what_the_part_alone_would() -> None:
+    mixture = Mixture([Flat(0, 50)], [0.3])
+    assert mixture.draw(Rng(1), 20, held_out=8) == Rng(1).integers(0, 42, 20)[0].tolist()
+    assert mixture.held_out(8) == list(range(42, 50))
 
 
-def test_captions_are_dropped_at_the_share() -> None:
-    dropped = sum(drop_caption("x", 0.25, Rng(i)) == "" for i in range(400))
-    assert 70 <= dropped <= 130
-    assert drop_caption("x", 0.0, Rng(0)) == "x"
-    assert drop_caption("x", 1.0, Rng(0)) == ""
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), st.integers(0, 60))
+def test_shares_add_up_and_are_within_one_of_the_weights(weights: list[float], count: int) -> None:
+    shares = Mixture([Flat(0, 1)] * len(weights), weights).shares(count)
+    assert sum(shares) == count
+    for share, weight in zip(shares, weights, strict=True):
+        assert abs(share - count * weight / sum(weights)) <= 1 + 1e-6
+
+
+def test_parts_of_several_sizes_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"part 1 of the mixture has latents of \[1, 3, 3\]"):
+        Mixture([Flat(0, 2), Flat(0, 2, side=3)])
+
+
+def captions(folder: Path, **options: Any) -> list[list[str]]:
+    return list(read_captions([folder / "ApplyLipstick" / "a.mp4", folder / "swim_fast" / "b.mp4"], **options).values())
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """Captions beside two clips and in a table; the clips themselves are not looked at."""
+    for name in ("ApplyLipstick", "swim_fast"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "ApplyLipstick" / "a.txt").write_text("a woman at a mirror\n\n  red lips \n", encoding="utf-8")
+    said = {"caption": ["fast water", "a pool"], "action": "swimming", "fps": 3, "tags": None}
+    (tmp_path / "swim_fast" / "b.json").write_text(json.dumps(said), encoding="utf-8")
+    (tmp_path / "table.csv").write_text(
+        "file_name,caption,who\nApplyLipstick/a.mp4,red lips,\nApplyLipstick/a.mp4,,a woman\n", encoding="utf-8"
+    )
+    return tmp_path
+
+
+def test_captions_beside_a_clip_and_in_a_table_are_all_taken_once(clips: Path) -> None:
+    assert captions(clips) == [["a woman at a mirror", "red lips"], ["fast water", "a pool"]]
+    assert captions(clips, table=clips / "table.csv")[0] == ["a woman at a mirror", "red lips"]
+    (clips / "table.csv").write_text('file_name,caption\nswim_fast/b.mp4,"a lane, seen from above"\n')
+    assert captions(clips, table=clips / "table.csv")[1] == ["a lane, seen from above", "fast water", "a pool"]
+
+
+def test_templates_are_filled_where_their_labels_are_known(clips: Path) -> None:
+    table, templates = clips / "table.csv", ["someone: {folder}", "{who} does {folder}", "{action} at {fps}"]
+    with pytest.raises(UsageError, match="'{action} at {fps}' fits no clip; known: action, caption, folder, who"):
+        captions(clips, table=table, templates=templates)
+    found = captions(clips, table=table, templates=[*templates[:2], "{action}, or {folder}"])
+    assert found[0][2:] == ["someone: apply lipstick", "a woman does apply lipstick"]
+    assert found[1][2:] == ["someone: swim fast", "swimming, or swim fast"]
+    with pytest.raises(UsageError, match="did you mean 'action'"):
+        captions(clips, templates=["{acton}"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error", "sentence"),
+    [
+        ("table.csv", "file,caption\na.mp4,x\n", UsageError, "needs a column 'file_name'"),
+        ("table.csv", "", UsageError, "needs a column 'file_name'"),
+        (
+            "table.csv",
+            "file_name,caption\nelsewhere/a.mp4,x\n",
+            UsageError,
+            "no row is of one of the clips; the first names",
+        ),
+        ("table.csv", "file_name,caption\n", UsageError, "no row is of one of the clips"),
+        ("table.csv", "file_name,caption\n\0.mp4,x\n", InputError, "cannot be read as a CSV table"),
+        ("table.csv", "file_name,caption\na.mp4,\udcff\n", InputError, "cannot be read as a CSV table"),
+        ("table.csv", None, InputError, "cannot be read as a CSV table"),
+        ("swim_fast/b.json", "{", InputError, r"b\.json: not JSON"),
+        ("swim_fast/b.json", "[" * 9000, InputError, r"b\.json: not JSON"),
+        ("swim_fast/b.json", "[]", InputError, r"b\.json: captions are a mapping"),
+    ],
+)
+def test_captions_that_cannot_be_read_are_said(
+    clips: Path, name: str, text: str | None, error: type[Exception], sentence: str
+) -> None:
+    (clips / name).unlink()
+    if text is not None:
+        (clips / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(error, match=sentence):
+        captions(clips, table=clips / "table.csv")
+
+
+def write_picture(path: Path, image: torch.Tensor) -> None:
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+
+
+def test_pseudo_videos_take_every_picture_and_are_functions_of_their_number(tmp_path: Path) -> None:
+    for k in range(3):
+        image = ramp()
+        image[2] = 40 * k
+        write_picture(tmp_path / f"{k}.png", image)
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "passed over.mp4").write_bytes(b"no video")
+    stills = PseudoVideos([tmp_path], 4, 16, seed=5)
+    items = [stills.item(k) for k in range(6)]
+    assert [(int(video[0, 2].float().mean()), info.path.name) for video, info in items] == [
+        (40 * (k % 3), f"{k % 3}.png") for k in range(6)
+    ]
+    assert [path.name for path, _ in stills.skipped] == ["broken.jpg"]
+    assert all(video.shape == (4, 3, 16, 16) and video.dtype == torch.uint8 for video, _ in items)
+    assert not torch.equal(items[0][0], items[3][0])
+    again = PseudoVideos([tmp_path], 4, 16, seed=5, cache_bytes=0)
+    assert torch.equal(again.item(4)[0], items[4][0])
+    with pytest.raises(InputError, match=r"no picture that can be used. The first: .*broken\.jpg"):
+        PseudoVideos([tmp_path / "broken.jpg"], 4)
+    with pytest.raises(InputError, match="no picture"):
+        PseudoVideos([tmp_path / "passed over.mp4"], 4)
