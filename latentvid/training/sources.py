@@ -15,7 +15,7 @@ from latentvid.core.errors import UsageError
 from latentvid.core.rng import Rng
 from latentvid.data.captions import read_captions
 from latentvid.data.footage import ClipInfo, FootageClips
-from latentvid.data.pseudo_video import PseudoVideos
+from latentvid.data.pseudo_video import Camera, PseudoVideos
 from latentvid.data.worlds import open_world
 
 
@@ -124,11 +124,16 @@ class StillsConfig(StrictModel):
     size: int = Field(128, ge=16)
     min_scale: float = Field(0.6, gt=0, le=1)
     """The narrowest view, in shares of the widest."""
+    max_pan: float = Field(0.3, ge=0, le=1)
+    """The farthest way of the view, in shares of the room that it leaves."""
+    max_zoom: float = Field(1.3, ge=1)
+    """The strongest zoom, in or out."""
     captions: CaptionOptions = CaptionOptions()
     seed: int = 0
 
     def open(self) -> ClipSource:
-        stills = PseudoVideos(self.paths, self.num_frames, self.size, self.min_scale, self.seed)
+        camera = Camera(self.min_scale, self.max_pan, self.max_zoom)
+        stills = PseudoVideos(self.paths, camera, self.num_frames, self.size, self.seed)
         return _FileClips(stills, self.num_clips, self.captions.of(stills.clips))
 
 

@@ -16,7 +16,9 @@ from latentvid.core.errors import InputError, UsageError
 from latentvid.core.rng import Rng
 from latentvid.data.captions import read_captions
 from latentvid.data.mixture import Mixture
-from latentvid.data.pseudo_video import PseudoVideos, Window, draw_path, pan_and_zoom
+from latentvid.data.pseudo_video import Camera, PseudoVideos, Window, draw_path, pan_and_zoom
+
+CAMERA = Camera(min_scale=0.5, max_pan=0.2, max_zoom=1.5)
 
 
 def ramp(height: int = 80, width: int = 120) -> torch.Tensor:
@@ -53,11 +55,23 @@ def test_zooming_keeps_the_centre_and_narrows_the_view() -> None:
     assert clip[:, 0, 16, 15:17].float().mean(1).tolist() == pytest.approx([63.5] * 5, abs=1)
 
 
-def test_windows_stay_inside_and_paths_are_functions_of_the_stream() -> None:
-    for i in range(10):
-        path = draw_path(Rng(i))
-        assert path == draw_path(Rng(i))
-        assert all(0.6 <= window.scale <= 1 for window in path)
+def test_a_window_at_the_far_corner_is_the_far_corner() -> None:
+    corner = Window(1.0, 1.0, 0.5)
+    clip = pan_and_zoom(ramp(80, 120), 1, 20, 20, (corner, corner))
+    # A square of 40 pixels, two to one: the means of columns 80.. and rows 40.. by twos.
+    assert torch.allclose(clip[0, 0, 10, 1:-1].float(), 80.5 + 2 * torch.arange(1.0, 19), atol=1)
+    assert torch.allclose(clip[0, 1, 1:-1, 10].float(), 40.5 + 2 * torch.arange(1.0, 19), atol=1)
+
+
+def test_paths_keep_to_the_camera_and_are_functions_of_the_stream() -> None:
+    paths = [draw_path(Rng(i), CAMERA) for i in range(200)]
+    assert paths == [draw_path(Rng(i), CAMERA) for i in range(200)]
+    for first, last in paths:
+        assert max(abs(first.x - last.x), abs(first.y - last.y)) <= 0.2 + 1e-9
+        assert 1 / 1.5 - 1e-9 <= first.scale / last.scale <= 1.5 + 1e-9
+        assert all(0.5 <= w.scale <= 1 and 0 <= w.x <= 1 and 0 <= w.y <= 1 for w in (first, last))
+    assert len({path[0].x for path in paths}) == 200
+    for path in paths[:10]:
         clip = pan_and_zoom(ramp(), 4, 24, 32, path)
         assert clip.shape == (4, 3, 24, 32)
         assert (clip[:, 2] == 7).all()  # nothing from outside the picture
@@ -65,9 +79,9 @@ def test_windows_stay_inside_and_paths_are_functions_of_the_stream() -> None:
 
 def test_what_is_no_picture_is_refused() -> None:
     with pytest.raises(ValueError, match="picture"):
-        pan_and_zoom(torch.zeros(3, 8, 8), 2, 4, 4, draw_path(Rng(0)))
+        pan_and_zoom(torch.zeros(3, 8, 8), 2, 4, 4, draw_path(Rng(0), CAMERA))
     with pytest.raises(ValueError, match="frames"):
-        pan_and_zoom(ramp(), 0, 4, 4, draw_path(Rng(0)))
+        pan_and_zoom(ramp(), 0, 4, 4, draw_path(Rng(0), CAMERA))
 
 
 class Flat:
@@ -199,7 +213,7 @@ def test_pseudo_videos_take_every_picture_and_are_functions_of_their_number(tmp_
         write_picture(tmp_path / f"{k}.png", image)
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     (tmp_path / "passed over.mp4").write_bytes(b"no video")
-    stills = PseudoVideos([tmp_path], 4, 16, seed=5)
+    stills = PseudoVideos([tmp_path], CAMERA, 4, 16, seed=5)
     items = [stills.item(k) for k in range(6)]
     assert [(int(video[0, 2].float().mean()), info.path.name) for video, info in items] == [
         (40 * (k % 3), f"{k % 3}.png") for k in range(6)
@@ -207,9 +221,9 @@ def test_pseudo_videos_take_every_picture_and_are_functions_of_their_number(tmp_
     assert [path.name for path, _ in stills.skipped] == ["broken.jpg"]
     assert all(video.shape == (4, 3, 16, 16) and video.dtype == torch.uint8 for video, _ in items)
     assert not torch.equal(items[0][0], items[3][0])
-    again = PseudoVideos([tmp_path], 4, 16, seed=5, cache_bytes=0)
+    again = PseudoVideos([tmp_path], CAMERA, 4, 16, seed=5, cache_bytes=0)
     assert torch.equal(again.item(4)[0], items[4][0])
     with pytest.raises(InputError, match=r"no picture that can be used. The first: .*broken\.jpg"):
-        PseudoVideos([tmp_path / "broken.jpg"], 4)
+        PseudoVideos([tmp_path / "broken.jpg"], CAMERA)
     with pytest.raises(InputError, match="no picture"):
-        PseudoVideos([tmp_path / "passed over.mp4"], 4)
+        PseudoVideos([tmp_path / "passed over.mp4"], CAMERA)
