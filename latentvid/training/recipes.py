@@ -164,7 +164,8 @@ class DiffusionRecipe(StrictModel):
     videos: LatentsConfig | None = None
     images: LatentsConfig | None = None
     cache: str | None = None
-    """Where encoded clips are kept; by default in the run's folder."""
+    """Where encoded clips are kept; by default in the run's folder. Sets of clips are known by what this file says of
+    them: after a change to footage or captions themselves, delete theirs."""
     prior: PriorChoice = PriorChoice()
     unet: UNetSizes = UNetSizes()
     text: TextSizes = TextSizes()

@@ -102,6 +102,18 @@ def test_shards_hold_what_the_recipe_would_encode(home: Path, tmp_path: Path) ->
         assert nearest < 0.01 * float(starts.std())
 
 
+def test_a_decoder_learns_from_pixels_of_stills(home: Path, tmp_path: Path) -> None:
+    tree = {
+        "vae": str(home / "vae"),
+        "source": sources(home)["stills"],
+        "held_out": {**sources(home)["captioned_footage"], "num_clips": 2},
+        "options": {"batch": 2, "num_frames": FRAMES, "validation_clips": 2},
+        "loop": {"steps": 2, "warmup": 0},
+    }
+    run(validate(tree, DecoderRecipe), tmp_path / "run", device="cpu")
+    assert (tmp_path / "run" / "export" / "config.json").exists()
+
+
 def test_a_mixture_of_images_trains_too(home: Path, tmp_path: Path) -> None:
     still = {**sources(home)["stills"], "num_frames": 1}
     parts = [{"source": still}, {"source": sources(home)["latent_shards"]}]
