@@ -141,7 +141,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--prompt", default="slow clouds drifting left over hills at dusk")
-    parser.add_argument("--frames", type=int, nargs="+", default=[64, 640])
+    parser.add_argument("--frames", type=int, nargs=2, default=[64, 640], help="two lengths, the shorter first")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path)
