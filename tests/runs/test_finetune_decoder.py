@@ -40,7 +40,16 @@ def test_a_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "image guard" in said.err
     out = home / "out"
     names = {p.name for p in out.iterdir()}
-    assert names >= {"config.json", "delta", "README.md", "metrics.json", "table.md", "side_by_side.png", "curves.png", "report"}
+    assert names >= {
+        "config.json",
+        "delta",
+        "README.md",
+        "metrics.json",
+        "table.md",
+        "side_by_side.png",
+        "curves.png",
+        "report",
+    }
 
     metrics = json.loads((out / "metrics.json").read_text())
     assert [c["file"] for c in metrics["data"]["held_out"]] == ["clip2.mp4", "clip3.mp4"]
@@ -83,7 +92,10 @@ def test_interrupted_and_resumed(
     assert "--resume" in capsys.readouterr().err
     assert not (home / "stopped" / "metrics.json").exists()
     assert main(words(home, "stopped", f"{every_step} --resume")) == 0
-    steps = [json.loads(line)["step"] for line in (home / "stopped" / "run" / "temporal" / "log.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"]
+        for line in (home / "stopped" / "run" / "temporal" / "log.jsonl").read_text().splitlines()
+    ]
     assert steps == sorted(steps)
     assert steps[-1] == 3
 
