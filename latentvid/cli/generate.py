@@ -39,7 +39,7 @@ def run(
     out = making.output()
     from latentvid.film.folder import run_path
     from latentvid.film.generate import generate_film
-    from latentvid.film.settings import as_rate
+    from latentvid.video.rate import as_rate
 
     pipeline, options = making.load()
     fps = as_rate(pipeline.config.fps)

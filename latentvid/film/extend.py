@@ -31,7 +31,7 @@ from latentvid.film.joins import join_of
 from latentvid.film.latents import FilmLatents, end_of_film, run_of_film
 from latentvid.film.make import FilmReport, OnProgress, latent_meta, sampling_of
 from latentvid.film.options import FilmOptions, film_settings
-from latentvid.film.settings import ClipSettings, FilmSettings, OwnFilm, SourceFrames, as_rate
+from latentvid.film.settings import ClipSettings, FilmSettings, OwnFilm, SourceFrames
 from latentvid.pipeline import LatentVideoPipeline, Sampling
 from latentvid.sampling.inversion import invert
 from latentvid.sampling.staged import guided_steps, overlap_frames
@@ -39,6 +39,7 @@ from latentvid.temporal.context import StreamState
 from latentvid.video.append import Joint, NotAppendable, append_segments, begins_with, joint_of
 from latentvid.video.meta import VideoMeta
 from latentvid.video.pixels import resize, to_float
+from latentvid.video.rate import as_rate
 from latentvid.video.reader import open_video
 from latentvid.video.remux import concat_segments
 from latentvid.video.writer import VideoWriter

@@ -11,8 +11,9 @@ from latentvid.autoencoders.latent_file import LatentFile
 from latentvid.core.errors import LatentVidError, UsageError
 from latentvid.extension.plan import FilmPlan, Window
 from latentvid.film.folder import Carry, RunFolder, load_carry, run_path
-from latentvid.film.settings import FilmSettings, as_rate
+from latentvid.film.settings import FilmSettings
 from latentvid.pipeline import LatentVideoPipeline
+from latentvid.video.rate import as_rate
 
 
 class FilmLatents:

@@ -15,9 +15,10 @@ from latentvid.core.runtime import Runtime
 from latentvid.extension.rules import OverlapRule
 from latentvid.film.anchors import picture
 from latentvid.film.prompts import PromptSchedule
-from latentvid.film.settings import DriftGuard, FilmSettings, Place, as_rate
+from latentvid.film.settings import DriftGuard, FilmSettings, Place
 from latentvid.pipeline import LatentVideoPipeline, validate_rule
 from latentvid.video.encoders import choose_codec
+from latentvid.video.rate import as_rate
 
 
 class FilmOptions(TypedDict, total=False):

@@ -56,8 +56,7 @@ class TemporalConvolution(nn.Module):
         self.causal = causal
         norm = (lambda: nn.GroupNorm(num_groups(channels), channels)) if normalize else nn.Identity
         self.norms = nn.ModuleList(norm() for _ in range(num_convs))
-        # A (3, 1, 1) convolution as a 1x1 convolution over three stacked frames, oldest first: its weights are of
-        # rank four, so that channels_last applies to the whole network.
+        # A (3, 1, 1) convolution as a 1x1 convolution over three stacked frames, oldest first.
         self.convs = nn.ModuleList(nn.Conv2d(KERNEL * channels, channels, 1) for _ in range(num_convs))
         self.dropout = nn.Dropout(dropout)
         for parameter in self.convs[-1].parameters():

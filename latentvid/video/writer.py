@@ -19,6 +19,7 @@ from latentvid.core.errors import LatentVidError, ResourceError, UsageError
 from latentvid.core.files import atomic_path, check_output, resource_errors
 from latentvid.video.encoders import Encoder, EncoderSettings, choose_codec, open_encoder
 from latentvid.video.pixels import to_uint8
+from latentvid.video.rate import as_rate
 from latentvid.video.sound import Sound
 
 _QUEUE_FRAMES = 8
@@ -74,7 +75,7 @@ class VideoWriter:
             UsageError: the file exists (without `overwrite`), or its suffix, codec or size do not go together.
         """
         self._path = Path(path)
-        fps = _as_fraction(fps)
+        fps = as_rate(fps)
         if not 0 < fps <= 1000:
             raise UsageError(f"{path}: {float(fps):g} frames per second cannot be written.")
         if not (1 <= width <= 16384 and 1 <= height <= 16384):
@@ -226,18 +227,3 @@ class _EncoderErrors(AbstractContextManager[None]):
                 raise error
         if isinstance(error, av.FFmpegError):
             raise UsageError(f"{self._path}: cannot be encoded ({error}).") from error
-
-
-def _as_fraction(fps: Fraction | float) -> Fraction:
-    """Read a rate; floats such as 29.97 become the broadcast fraction that they stand for.
-
-    >>> _as_fraction(29.97), _as_fraction(25), _as_fraction(12.5)
-    (Fraction(30000, 1001), Fraction(25, 1), Fraction(25, 2))
-    """
-    if isinstance(fps, Fraction):
-        return fps
-    exact = Fraction(fps).limit_denominator(1000)
-    for nominal in (24, 30, 48, 60, 120):
-        if abs(fps - nominal / 1.001) < 0.004:
-            return Fraction(nominal * 1000, 1001)
-    return exact
