@@ -17,12 +17,13 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor
 
+from latentvid.temporal.advection import TextMotion
 from latentvid.temporal.attention import TemporalAttention
 from latentvid.temporal.context import ClipContext
 from latentvid.temporal.convolution import TemporalConvolution
-from latentvid.temporal.inject import inject, is_temporal
+from latentvid.temporal.inject import CHILD, inject, is_temporal
 
-TEMPORAL_KEYS = ("temporal_num_convs", "temporal_num_heads", "temporal_dropout")
+TEMPORAL_KEYS = ("temporal_num_convs", "temporal_num_heads", "temporal_dropout", "temporal_advection")
 
 
 class TemporalUNet(UNet2DConditionModel):
@@ -34,6 +35,7 @@ class TemporalUNet(UNet2DConditionModel):
         temporal_num_convs: convolutions per temporal branch (VidRD: 4).
         temporal_num_heads: heads of the temporal attention.
         temporal_dropout: inside the temporal convolutions, in training.
+        temporal_advection: let the text move the features of neighbouring frames (`temporal.advection`).
     """
 
     _supports_gradient_checkpointing = False  # blocks recomputed in the backward pass would not know their clip
@@ -43,6 +45,7 @@ class TemporalUNet(UNet2DConditionModel):
         temporal_num_convs: int = 2,
         temporal_num_heads: int = 4,
         temporal_dropout: float = 0.0,
+        temporal_advection: bool = False,
         **image_config: Any,
     ) -> None:
         super().__init__(**image_config)  # registers its own arguments as config
@@ -50,8 +53,10 @@ class TemporalUNet(UNet2DConditionModel):
             temporal_num_convs=temporal_num_convs,
             temporal_num_heads=temporal_num_heads,
             temporal_dropout=temporal_dropout,
+            temporal_advection=temporal_advection,
         )
         self.context = ClipContext()
+        text_width = self.config.cross_attention_dim
         inject(
             self,
             {
@@ -62,12 +67,20 @@ class TemporalUNet(UNet2DConditionModel):
                     num_convs=temporal_num_convs,
                     causal=False,
                     dropout=temporal_dropout,
+                    motion_width=text_width if temporal_advection else 0,
                 ),
                 Transformer2DModel: lambda channels, _: TemporalAttention(
                     channels, self.context, num_heads=temporal_num_heads
                 ),
             },
         )
+        if temporal_advection:
+            self.add_module(CHILD, TextMotion(text_width))
+
+    @property
+    def text_motion(self) -> TextMotion | None:
+        """What pools the text for the temporal layers, where they listen to it."""
+        return getattr(self, CHILD, None)
 
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:
@@ -77,9 +90,12 @@ class TemporalUNet(UNet2DConditionModel):
 
     @classmethod
     def from_image(cls, image: UNet2DConditionModel, **temporal: Any) -> TemporalUNet:
-        """Grow a temporal U-Net from an image U-Net; its weights are copied, the new layers start at zero."""
+        """Grow a temporal U-Net from an image U-Net, or one with more layers from one with fewer.
+
+        Its weights are copied, the new layers start at zero.
+        """
         config = {k: v for k, v in image.config.items() if not k.startswith("_")}
-        grown = cls(**config, **temporal)
+        grown = cls(**{**config, **temporal})
         missing, unexpected = grown.load_state_dict(image.state_dict(), strict=False)
         assert not unexpected
         assert all(is_temporal(key) for key in missing)
@@ -103,7 +119,9 @@ class TemporalUNet(UNet2DConditionModel):
         timestep = timestep.expand(batch, frames).reshape(-1)
         if encoder_hidden_states.ndim == 3:
             encoder_hidden_states = encoder_hidden_states[:, None].expand(-1, frames, -1, -1)
+        text = encoder_hidden_states.flatten(0, 1)
         flat = sample.transpose(1, 2).flatten(0, 1)
-        with self.context.clip(frames):
-            out = super().forward(flat, timestep, encoder_hidden_states.flatten(0, 1), return_dict=False, **kwargs)[0]
+        motion = None if self.text_motion is None or frames == 1 else self.text_motion(text)
+        with self.context.clip(frames, motion=motion):
+            out = super().forward(flat, timestep, text, return_dict=False, **kwargs)[0]
         return out.unflatten(0, (batch, frames)).transpose(1, 2)

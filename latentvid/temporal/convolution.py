@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentvid.temporal.advection import Advection
 from latentvid.temporal.context import ClipContext
 
 KERNEL = 3
@@ -34,6 +35,8 @@ class TemporalConvolution(nn.Module):
             features are far from unit scale, so that a normalised branch would drown them at the first steps.
         causal: look back only (streaming decoders), or one frame either way (networks that see whole windows).
         dropout: before every convolution but the first.
+        motion_width: width of the text embedding that moves the neighbouring frames' features (see `Advection`); 0
+            moves nothing.
 
     A causal layer leaves a film's first frame untouched: a frame without a past is an image. A centred one
     leaves clips of one frame untouched.
@@ -49,6 +52,7 @@ class TemporalConvolution(nn.Module):
         normalize: bool = True,
         causal: bool = True,
         dropout: float = 0.0,
+        motion_width: int = 0,
     ) -> None:
         super().__init__()
         self.context = context
@@ -58,6 +62,9 @@ class TemporalConvolution(nn.Module):
         self.norms = nn.ModuleList(norm() for _ in range(num_convs))
         # A (3, 1, 1) convolution as a 1x1 convolution over three stacked frames, oldest first.
         self.convs = nn.ModuleList(nn.Conv2d(KERNEL * channels, channels, 1) for _ in range(num_convs))
+        self.advections = nn.ModuleList(
+            Advection(KERNEL * channels, motion_width) for _ in range(num_convs if motion_width else 0)
+        )
         self.dropout = nn.Dropout(dropout)
         for parameter in self.convs[-1].parameters():
             nn.init.zeros_(parameter)
@@ -71,19 +78,21 @@ class TemporalConvolution(nn.Module):
             branch = F.silu(norm(branch))
             if i:
                 branch = self.dropout(branch)
-            branch = self._mix(branch.unflatten(0, (-1, frames)), conv, f"{self.name}.{i}").flatten(0, 1)
+            stacked = self._stack(branch.unflatten(0, (-1, frames)), f"{self.name}.{i}")
+            if self.advections and self.context.motion is not None:
+                stacked = self.advections[i](stacked, self.context.motion)
+            branch = conv(stacked)
         if self.causal and (state is None or state.num_frames_seen == 0):
             has_past = torch.ones(frames, device=x.device, dtype=branch.dtype)
             has_past[0] = 0
             branch = branch * has_past.repeat(len(branch) // frames).view(-1, 1, 1, 1)
         return x + branch
 
-    def _mix(self, x: Tensor, conv: nn.Module, key: str) -> Tensor:
-        """Convolve [b t c h w] over t."""
+    def _stack(self, x: Tensor, key: str) -> Tensor:
+        """Lay every frame of [b t c h w] beside those that its convolution sees, [b*t 3c h w]."""
         padded = self._with_past(x, key) if self.causal else F.pad(x, (0, 0) * 3 + (1, 1))
         t = x.shape[1]
-        stacked = torch.cat([padded[:, k : k + t] for k in range(KERNEL)], dim=2).flatten(0, 1)
-        return conv(stacked).unflatten(0, (-1, t))
+        return torch.cat([padded[:, k : k + t] for k in range(KERNEL)], dim=2).flatten(0, 1)
 
     def _with_past(self, x: Tensor, key: str) -> Tensor:
         state = self.context.state

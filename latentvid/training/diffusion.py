@@ -9,12 +9,12 @@ as to make one.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -23,10 +23,12 @@ from latentvid.core.errors import UsageError
 from latentvid.core.rng import Rng
 from latentvid.core.shapes import LatentShape
 from latentvid.data.mixture import Latents, Mixture
+from latentvid.denoisers.temporal_unet import TemporalUNet
 from latentvid.denoisers.text import tokenize
 from latentvid.noise.prior import NoisePrior
 from latentvid.pipeline import LatentVideoPipeline
 from latentvid.sampling.prediction import noisy, target
+from latentvid.temporal.inject import is_temporal
 from latentvid.training.task import Task
 
 VALIDATED_LEVELS = (0.25, 0.5, 0.75, 0.95)
@@ -51,6 +53,14 @@ class DiffusionOptions(StrictModel):
     """Share of captions replaced by "", for classifier-free guidance."""
     logit_mean: float = 0.0
     """Of the logit-normal law of training times: larger trains noisier levels more."""
+    whitening: float = Field(0.0, ge=0, le=1)
+    """Weigh errors by this power of the inverse of the prior's covariance over frames. 0 is the papers' plain error,
+    most of which is then noise that all frames share; 1 is the Gaussian likelihood: what moves counts fully."""
+    twins: bool = False
+    """Draw clips 2k and 2k + 1 together, under equal noise, level and form of caption (see the world's `twins`): what
+    only motion tells apart is a small part of the error, and everything else cancels between the two."""
+    train: Literal["all", "temporal"] = "all"
+    """Which layers of the U-Net learn. `temporal` keeps what it knows of single images."""
     train_text: bool = True
     """Train the text encoder too (a small one made for the model; leave a pretrained one alone)."""
     validation_clips: int = Field(48, ge=1)
@@ -72,7 +82,7 @@ class DiffusionTask(Task):
         seed: int,
     ) -> None:
         super().__init__()
-        self.unet = pipeline.unet.requires_grad_(True)
+        self.unet = choose_layers(pipeline.unet, options)
         self.text_encoder = pipeline.text_encoder.requires_grad_(options.train_text)
         object.__setattr__(self, "pipeline", pipeline)  # not a submodule: the autoencoder is not trained or saved
         self.tokenizer = pipeline.tokenizer
@@ -98,6 +108,8 @@ class DiffusionTask(Task):
                 length = part.latents(0).shape[1]
                 if length < frames:
                     raise UsageError(f"{name}: clips of {length} frames hold no window of {frames}.")
+                if name == "videos" and self.options.twins and (len(part) % 2 or share % 2):
+                    raise UsageError(f"{name}: {len(part)} clips with {share} held out part twins; take even numbers.")
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         groups = [{"params": [p for p in self.unet.parameters() if p.requires_grad], "lr": lr}]
@@ -112,24 +124,40 @@ class DiffusionTask(Task):
         cache = self.videos if is_video else self.images
         assert cache is not None
         size = self.options.video_batch if is_video else self.options.image_batch
-        picks = cache.draw(rng.child("clips"), size, held_out=self.options.validation_clips)
-        return self._examples(cache, picks, rng, is_video=is_video, context_share=self.options.context_share)
+        twins = is_video and self.options.twins
+        picks = cache.draw(rng.child("clips"), size // 2 if twins else size, held_out=self.options.validation_clips)
+        if twins:
+            picks = [pick // 2 * 2 + k for pick in picks for k in (0, 1)]
+        context_share = self.options.context_share if is_video else 0.0
+        return self._examples(cache, picks, rng, is_video=is_video, context_share=context_share, twins=twins)
 
     def _examples(
-        self, cache: Mixture, picks: list[int], rng: Rng, *, is_video: bool, context_share: float
+        self,
+        cache: Mixture,
+        picks: list[int],
+        rng: Rng,
+        *,
+        is_video: bool,
+        context_share: float = 0.0,
+        twins: bool = False,
     ) -> dict[str, Tensor]:
+        """Build a batch; with `twins`, everything that is drawn is drawn once for every two neighbours."""
         frames = self.options.num_frames if is_video else 1
+        each = 2 if twins else 1
         clean, texts = [], []
         for k, pick in enumerate(picks):
-            own = rng.child(f"clip/{k}")
+            own = rng.child(f"clip/{k // each}")
             latents = cache.latents(pick)  # [c t h w]
             first = int(own.child("first").integers(0, latents.shape[1] - frames + 1, 1))
             clean.append(latents[:, first : first + frames])
             texts.append(self._caption(cache.captions[pick], own))
         stacked = torch.stack(clean)
-        seeds = [rng.child(f"clip/{k}").seed_of("noise") for k in range(len(picks))]
+        seeds = [rng.child(f"clip/{k // each}").seed_of("noise") for k in range(len(picks))]
         eps = self.prior.sample(LatentShape(*stacked.shape), rng=Rng(seeds))
-        timestep, is_context = self._timesteps(rng, len(picks), frames, context_share if is_video else 0.0)
+        timestep, is_context = (
+            drawn.repeat_interleave(each, dim=0)
+            for drawn in self._timesteps(rng, len(picks) // each, frames, context_share)
+        )
         ids = torch.cat([self._tokens(text) for text in texts])
         return {"clean": stacked, "eps": eps, "timestep": timestep, "is_context": is_context, "ids": ids}
 
@@ -164,20 +192,29 @@ class DiffusionTask(Task):
         return torch.where(is_context, levels[:, None], steps[:, None]).float(), is_context
 
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        per_frame = self._errors(batch)
         asked = ~batch["is_context"]  # context frames are given, not asked for
-        loss = (per_frame * asked).sum() / asked.sum()
+        # Of the inverse covariance, the part of the asked frames is their precision given the others.
+        error = self._error(batch) * asked[:, None, :, None, None]
+        weighted = torch.einsum("ts,bcshw->bcthw", self._weights(error.shape[2]).to(error.device), error)
+        loss = (error * weighted).mean(dim=(1, 3, 4)).sum() / asked.sum()
         kind = "video" if batch["clean"].shape[2] > 1 else "image"
         return loss, {f"loss_{kind}": loss.detach()}
 
-    def _errors(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the mean squared prediction error per frame, float32 [b t]."""
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - windows and single frames, as long as the task lives
+    def _weights(self, num_frames: int) -> Tensor:
+        """Return the covariance of the frames' noise to the power of -whitening, with a mean diagonal of 1, [t t]."""
+        values, modes = torch.linalg.eigh(self.prior.covariance(num_frames))
+        powers = values.clamp_min(1e-6) ** -self.options.whitening
+        return ((modes * powers) @ modes.T / powers.mean()).float()
+
+    def _error(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the prediction's error, float32 [b c t h w]."""
         clean, eps = batch["clean"].float(), batch["eps"].float()
         level = self.schedule.level(batch["timestep"])
         text = self.text_encoder(batch["ids"]).last_hidden_state
         output = self.unet(noisy(clean, eps, level), batch["timestep"], text).float()
         wanted = target(clean, eps, level, self.schedule.prediction_type)
-        return F.mse_loss(output, wanted, reduction="none").mean(dim=(1, 3, 4))
+        return output - wanted
 
     def validate(self) -> dict[str, float]:
         """Return the error on held-out clips at fixed levels, as shares of the training time, and their mean."""
@@ -193,16 +230,23 @@ class DiffusionTask(Task):
     def _validate(self, name: str, cache: Mixture, num_clips: int) -> dict[str, float]:
         picks = cache.held_out(self.options.validation_clips)[:num_clips]
         rng = Rng(0).child(f"validation/{name}")
-        batch = self._examples(cache, picks, rng, is_video=name == "video", context_share=0.0)
+        batch = self._examples(cache, picks, rng, is_video=name == "video")
         batch = {key: value.to(self.unet.device) for key, value in batch.items()}
         errors = {}
         for share in VALIDATED_LEVELS:
             timestep = torch.full_like(batch["timestep"], int(share * self.schedule.num_train_timesteps))
-            errors[f"{name}_{share}"] = float(self._errors({**batch, "timestep": timestep}).mean())
+            errors[f"{name}_{share}"] = float(self._error({**batch, "timestep": timestep}).square().mean())
         return {**errors, f"{name}_mean": sum(errors.values()) / len(errors)}
 
     def export(self, folder: Path) -> None:
         self.pipeline.save_pretrained(folder)
+
+
+def choose_layers(unet: TemporalUNet, options: DiffusionOptions) -> TemporalUNet:
+    """Let those of its layers learn that the options ask for, and return it."""
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(options.train == "all" or is_temporal(name))
+    return unet
 
 
 def _mixture(clips: Latents | None) -> Mixture | None:

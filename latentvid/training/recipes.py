@@ -21,6 +21,7 @@ from latentvid.core.errors import UsageError, did_you_mean
 from latentvid.core.rng import Rng
 from latentvid.data.mixture import Latents, Mixture
 from latentvid.data.tokenizer import build_tokenizer
+from latentvid.data.worlds import open_world
 from latentvid.denoisers.temporal_unet import TemporalUNet
 from latentvid.metrics.lpips import PerceptualNetwork
 from latentvid.noise import PRIORS
@@ -40,6 +41,7 @@ from latentvid.training.sources import (
     WorldConfig,
 )
 from latentvid.training.task import Task
+from latentvid.training.words import WordsOptions, WordsTask
 
 OnPrepared = Callable[[int, int], None]
 """(done, total) of the clips being prepared."""
@@ -224,6 +226,29 @@ class DiffusionRecipe(StrictModel):
         return tokenizer, text_encoder, unet, FlowMatchEulerDiscreteScheduler(shift=self.shift)
 
 
+class WordsRecipe(StrictModel):
+    """Teach a pipeline's text encoder to keep apart the words of a world, and let its U-Net's motion follow them."""
+
+    kind: Literal["words"] = "words"
+    init: str
+    """Pipeline folder to start from; its U-Net grows the layers that listen to the text (`temporal.advection`)."""
+    world: Literal["sky"] = "sky"
+    num_captions: int = Field(8000, ge=2)
+    options: WordsOptions = WordsOptions()
+    loop: LoopConfig = LoopConfig(lr=2e-3)
+
+    def task(self, folder: Path, on_prepared: OnPrepared | None) -> Task:
+        captions = list(open_world(self.world).caption_corpus(self.num_captions))
+        return WordsTask(self.start(), captions, self.options, seed=self.loop.seed)
+
+    def start(self) -> LatentVideoPipeline:
+        """Return the pipeline as it is before training, its U-Net grown."""
+        pipeline = LatentVideoPipeline.from_pretrained(self.init)
+        if pipeline.unet.text_motion is None:
+            pipeline.register_modules(unet=TemporalUNet.from_image(pipeline.unet, temporal_advection=True))
+        return pipeline
+
+
 class DecoderRecipe(StrictModel):
     """The temporal decoder of an image autoencoder, on clips; the encoder stays as it is."""
 
@@ -265,11 +290,12 @@ class DecoderRecipe(StrictModel):
         )
 
 
-Recipe = AutoencoderRecipe | DecoderRecipe | DiffusionRecipe
+Recipe = AutoencoderRecipe | DecoderRecipe | DiffusionRecipe | WordsRecipe
 RECIPES: dict[str, type[Recipe]] = {
     "autoencoder": AutoencoderRecipe,
     "decoder": DecoderRecipe,
     "diffusion": DiffusionRecipe,
+    "words": WordsRecipe,
 }
 
 

@@ -40,6 +40,8 @@ class WorldConfig(StrictModel):
     size: int = Field(128, ge=16)
     """Height and width in pixels."""
     captions_per_clip: int = Field(4, ge=1)
+    twins: bool = False
+    """Clips come in twos: 2k + 1 is the scene of 2k with its motion turned round, and its captions say so."""
     seed: int = 0
 
     def open(self) -> ClipSource:
@@ -186,8 +188,10 @@ class _WorldClips:
 
     def clip(self, index: int) -> tuple[Tensor, list[str]]:
         config = self.config
-        rng = Rng(config.seed).child(f"{config.name}/{index}")
+        rng = Rng(config.seed).child(f"{config.name}/{index // 2 if config.twins else index}")
         scene = self.world.sample_scene(rng.child("scene"))
+        if config.twins and index % 2:
+            scene = self.world.turned_round(scene)
         video = torch.from_numpy(self.world.render(scene, config.num_frames, config.size, config.size))
         captions = [self.world.caption(scene, rng.child(f"caption/{k}")) for k in range(config.captions_per_clip)]
         return video, captions

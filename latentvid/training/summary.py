@@ -11,7 +11,8 @@ from transformers import CLIPTextModel
 from latentvid.autoencoders.load import load_image_autoencoder
 from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.pipeline import LatentVideoPipeline
-from latentvid.training.recipes import AutoencoderRecipe, DecoderRecipe, DiffusionRecipe, Recipe
+from latentvid.training.diffusion import choose_layers
+from latentvid.training.recipes import AutoencoderRecipe, DecoderRecipe, DiffusionRecipe, Recipe, WordsRecipe
 
 
 def summarize(recipe: Recipe) -> dict[str, Any]:
@@ -40,6 +41,8 @@ def _networks(recipe: Recipe) -> dict[str, nn.Module]:
             return {"vae": recipe.network.build(recipe.source.size)}
     if isinstance(recipe, DecoderRecipe):
         return {"vae": _decoder(recipe)}
+    if isinstance(recipe, WordsRecipe):
+        return _words(recipe)
     return _diffusion(recipe)
 
 
@@ -55,6 +58,13 @@ def _decoder(recipe: DecoderRecipe) -> nn.Module:
     return vae
 
 
+def _words(recipe: WordsRecipe) -> dict[str, nn.Module]:
+    given = recipe.start()
+    given.unet.requires_grad_(False)
+    given.unet.text_motion.requires_grad_(True)
+    return {"unet": given.unet, "text_encoder": given.text_encoder.requires_grad_(True)}
+
+
 def _diffusion(recipe: DiffusionRecipe) -> dict[str, nn.Module]:
     vae = load_image_autoencoder(recipe.vae)
     if recipe.init is not None:
@@ -65,7 +75,7 @@ def _diffusion(recipe: DiffusionRecipe) -> dict[str, nn.Module]:
         with torch.device("meta"):
             unet = recipe.unet.build(vae.latent_channels, 1, recipe.text.width)  # no weight depends on the clips' size
             text_encoder = CLIPTextModel(recipe.text.config(recipe.text.vocab_size, **marks))
-    unet.requires_grad_(True)
+    choose_layers(unet, recipe.options)
     text_encoder.requires_grad_(recipe.options.train_text)
     return {"vae": vae.requires_grad_(False), "unet": unet, "text_encoder": text_encoder}
 

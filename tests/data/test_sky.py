@@ -33,6 +33,18 @@ def test_every_world_renders_and_speaks(name: str) -> None:
     assert list(islice(world.caption_corpus(5), 9))[4]
 
 
+def test_turned_round_a_scene_starts_alike_and_moves_the_other_way() -> None:
+    for k in range(6):
+        one = scene(k)
+        other = WORLD.turned_round(one)
+        assert other.wind_direction != one.wind_direction
+        assert WORLD.turned_round(other) == one
+        clips = [WORLD.render(s, 9, 48, 48) for s in (one, other)]
+        assert np.array_equal(clips[0][0], clips[1][0])
+        assert not np.array_equal(clips[0][8], clips[1][8])
+        assert WORLD.canonical_caption(one) != WORLD.canonical_caption(other)
+
+
 def test_unknown_worlds_are_refused_with_a_hint() -> None:
     with pytest.raises(UsageError, match="did you mean 'sky'"):
         open_world("skyy")

@@ -115,11 +115,67 @@ def test_context_frames_come_first_and_at_lower_levels(prediction_type: str, cac
 def test_context_frames_are_not_asked_for(caches: dict[str, LatentCache]) -> None:
     task = make(caches, video_share=1.0, context_share=1.0)
     batch = task.batch(0)
-    errors = Rng(0).uniform(3, FRAMES)[0]
-    task._errors = lambda _: errors  # type: ignore[method-assign, assignment]
+    error = Rng([0, 1, 2]).normal(3, FRAMES, 4, 4)
+    task._error = lambda _: error  # type: ignore[method-assign, assignment]
     loss, terms = task(batch)
-    assert float(loss) == pytest.approx(float(errors[~batch["is_context"]].mean()))
+    assert float(loss) == pytest.approx(float(error.square().mean(dim=(1, 3, 4))[~batch["is_context"]].mean()))
     assert set(terms) == {"loss_video"}
+
+
+@pytest.mark.parametrize("prior", ["iid", "mixed", "progressive"])
+@pytest.mark.parametrize("context_share", [0.0, 1.0])
+def test_whitened_errors_are_the_noise_s_likelihood(
+    prior: str, context_share: float, caches: dict[str, LatentCache]
+) -> None:
+    """Against the density of what is asked for given what is shown, from the prior's covariance by conditioning."""
+    task = make(caches, prior=prior, video_share=1.0, context_share=context_share, whitening=1.0)
+    batch = task.batch(0)
+    error = Rng([0, 1, 2]).normal(3, FRAMES, 4, 4)
+    task._error = lambda _: error  # type: ignore[method-assign, assignment]
+    covariance = task.prior.covariance(FRAMES)
+    wanted = torch.tensor(0.0, dtype=torch.float64)
+    for own, shown in zip(error.double(), batch["is_context"], strict=True):
+        asked = covariance[~shown][:, ~shown]
+        given = covariance[~shown][:, shown]
+        left = asked - given @ torch.linalg.solve(covariance[shown][:, shown], given.T)
+        flat = own.transpose(0, 1)[~shown].flatten(1)
+        wanted += (flat * torch.linalg.solve(left, flat)).sum() / own[:, 0].numel()
+    scale = float(torch.linalg.inv(covariance).trace()) / FRAMES
+    asked_frames = int((~batch["is_context"]).sum())
+    assert float(task(batch)[0]) == pytest.approx(float(wanted) / asked_frames / scale, rel=1e-4)
+    plain = make(caches, prior=prior, video_share=1.0, context_share=context_share)
+    plain._error = task._error  # type: ignore[method-assign]
+    same = float(task(batch)[0]) == pytest.approx(float(plain(batch)[0]), rel=1e-6)
+    assert same is (prior == "iid")
+
+
+def test_twins_are_drawn_together_under_equal_noise(caches: dict[str, LatentCache]) -> None:
+    task = make(caches, video_share=1.0, twins=True, video_batch=4, context_share=0.5)
+    held = [caches["videos"].latents(k) for k in range(NUM_CLIPS)]
+    for k in range(10):
+        batch = task.batch(k)
+        for one, other in ((0, 1), (2, 3)):
+            for name in ("eps", "timestep", "is_context"):
+                assert torch.equal(batch[name][one], batch[name][other])
+            assert not torch.equal(batch["clean"][one], batch["clean"][other])
+        numbers = []
+        for clean in batch["clean"]:
+            starts = [(n, s) for n, x in enumerate(held) for s in range(4) if torch.equal(x[:, s : s + FRAMES], clean)]
+            assert len(starts) == 1
+            numbers.append(starts[0])
+        for (n, s), (m, r) in (numbers[:2], numbers[2:]):
+            assert (n % 2, m, r) == (0, n + 1, s)
+
+
+def test_twins_that_would_be_parted_are_refused(caches: dict[str, LatentCache]) -> None:
+    with pytest.raises(UsageError, match="part twins"):
+        make(caches, twins=True, validation_clips=3)
+
+
+def test_the_image_network_may_be_left_alone(caches: dict[str, LatentCache]) -> None:
+    task = make(caches, train="temporal")
+    for name, parameter in task.unet.named_parameters():
+        assert parameter.requires_grad is is_temporal(name)
 
 
 class Oracle(nn.Module):

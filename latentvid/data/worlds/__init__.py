@@ -21,6 +21,10 @@ class World(Protocol):
         """Draw a scene; a function of the seed alone."""
         ...
 
+    def turned_round(self, scene: Any) -> Any:
+        """Return the scene that starts at the same frame and moves the other way."""
+        ...
+
     def render(
         self, scene: Any, num_frames: int, height: int = 128, width: int = 128, *, start_frame: int = 0
     ) -> NDArray[np.uint8]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,10 @@ class SkyWorld:
 
     def sample_scene(self, rng: Rng | int) -> SkyScene:
         return sample_scene(rng)
+
+    def turned_round(self, scene: SkyScene) -> SkyScene:
+        other = DIRECTIONS[1 - DIRECTIONS.index(scene.wind_direction)]
+        return replace(scene, wind_direction=other, wind=-scene.wind)
 
     def render(
         self, scene: SkyScene, num_frames: int, height: int = 128, width: int = 128, *, start_frame: int = 0
