@@ -62,6 +62,8 @@ def run(
             overwrite=overwrite,
             on_frames=advance,
         )
+    if done["tiles"] > 1:
+        out.warn(f"to stay within --max-memory, frames were decoded in {done['tiles']} tiles; seams may show faintly")
     if audio_from and not done["has_audio"]:
         out.warn(f"{audio_from} holds no sound; {output} has none either")
     out.result(done, f"{output}: {done['num_frames']} frames, {done['duration_s']:.2f} s")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from latentvid.autoencoders import load
 from latentvid.cli.main import main
 from latentvid.data.latent_shards import LatentShards
 from latentvid.video.reader import open_video
@@ -84,3 +85,21 @@ def test_shares_meet_nowhere_and_leave_nothing(
     assert len(done) == len(set(done)) == 3
     out, _ = call(capsys, *words, "--no-stills", "--json", "-q")
     assert json.loads(out)["counts"] == {"skipped": 2}
+
+
+def test_tiles_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    vae_tiny().save_pretrained(tmp_path / "vae")
+    write(tmp_path / "wide.mp4", numbered(2, 256, 256), 25)
+    vae = ("--vae", tmp_path / "vae", "--device", "cpu", "-q")
+    call(capsys, "encode", tmp_path / "wide.mp4", "-o", tmp_path / "wide.safetensors", *vae)
+    words = ("decode", tmp_path / "wide.safetensors", *vae)
+    assert "tiles" not in call(capsys, *words, "-o", tmp_path / "whole.mp4")[1]
+    whole = load.load_autoencoder
+
+    def tight(*args: object, **kwargs: object) -> object:
+        network = whole(*args, **kwargs)  # type: ignore[arg-type]
+        network.max_memory = 9_000_000  # one frame needs 12.6 MB
+        return network
+
+    monkeypatch.setattr(load, "load_autoencoder", tight)
+    assert "tiles" in call(capsys, *words, "-o", tmp_path / "tiled.mp4")[1]
