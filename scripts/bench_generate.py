@@ -62,7 +62,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     inside.watch(pipeline.text_encoder)
     # The decoder is called by its method, not as a module.
     inside.watch_call(pipeline.autoencoder, "decode_chunk")
-    (num_frames,) = arguments.frames[:1]
+    num_frames = arguments.frames[0]
     start = time.perf_counter()
     generate_film(
         pipeline,
@@ -123,7 +123,7 @@ class Stopwatch:
 
 def _child(arguments: argparse.Namespace, frames: int, out: Path) -> dict[str, Any]:
     words = ["--model", arguments.model, "--steps", str(arguments.steps), "--device", arguments.device]
-    words += ["--prompt", arguments.prompt, "--frames", str(frames), "--out", str(out), "--child"]
+    words += ["--prompt", arguments.prompt, "--frames", str(frames), str(frames), "--out", str(out), "--child"]
     run = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
     if run.returncode:
         raise SystemExit(run.stderr)
