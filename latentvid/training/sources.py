@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 
 from latentvid.core.config import StrictModel
@@ -43,6 +43,12 @@ class WorldConfig(StrictModel):
     twins: bool = False
     """Clips come in twos: 2k + 1 is the scene of 2k with its motion turned round, and its captions say so."""
     seed: int = 0
+
+    @model_serializer(mode="wrap")
+    def _as_ever(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave `twins` out where there are none: encoded clips are known by what this says of them."""
+        fields: dict[str, Any] = serialize(self)
+        return fields if self.twins else {name: value for name, value in fields.items() if name != "twins"}
 
     def open(self) -> ClipSource:
         return _WorldClips(self)

@@ -94,7 +94,7 @@ def test_diffusers_agrees(autoencoder: VideoAutoencoder, network: nn.Module, kin
     raw = network.encode(clip).latent_dist.mean
     shift, scale = (torch.tensor(f).view(-1, 1, 1, 1) for f in (autoencoder.shift_factor, autoencoder.scaling_factor))
     expected = ((raw.transpose(0, 1) if kind == "svd" else raw[0]) - shift) * scale
-    torch.testing.assert_close(latents, expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(latents, expected, atol=5e-5, rtol=0)
     if kind == "svd":
         copy = video_network(kind)
         for name, module in list(copy.decoder.named_modules()):
@@ -105,7 +105,7 @@ def test_diffusers_agrees(autoencoder: VideoAutoencoder, network: nn.Module, kin
         timestep = {"temb": torch.zeros(1)} if kind == "ltx0.9.5" else {}
         video = network.decode(raw, **timestep).sample[0].transpose(0, 1)
     video = video[..., : SIZE[0], : SIZE[1]].clamp(-1, 1)
-    torch.testing.assert_close(decoded(autoencoder, latents), video, atol=2e-5, rtol=0)
+    torch.testing.assert_close(decoded(autoencoder, latents), video, atol=5e-5, rtol=0)
 
 
 class PerFrame(nn.Module):

@@ -189,6 +189,20 @@ def test_what_needs_pixels_takes_no_latents() -> None:
         validate({"vae": "x", "source": {"kind": "latent_shards", "paths": ["x"]}}, DecoderRecipe)
 
 
+def test_twins_share_a_first_frame_and_their_captions_tell_them_apart() -> None:
+    source = WorldConfig(num_clips=8, num_frames=6, size=32, twins=True).open()
+    told_apart = 0
+    for k in range(0, 8, 2):
+        (one, said), (other, answered) = source.clip(k), source.clip(k + 1)
+        assert torch.equal(one[0], other[0])
+        assert not torch.equal(one[-1], other[-1])
+        turn = {"left": "right", "right": "left"}
+        assert [" ".join(turn.get(word, word) for word in text.split()) for text in said] == answered
+        told_apart += said != answered
+    assert told_apart > 2
+    assert WorldConfig.model_validate_json(WorldConfig(twins=True).model_dump_json()).twins
+
+
 def test_caches_keep_their_names() -> None:
     """Folders of encoded clips are named by these texts; another field, or another order, would encode anew."""
     assert WorldConfig().model_dump_json() == (
