@@ -22,6 +22,7 @@ from latentvid.core.runtime import resolve_runtime
 from latentvid.film.extend import extend_clip
 from latentvid.metrics.drift import Drift
 from latentvid.pipeline import LatentVideoPipeline
+from latentvid.video.pixels import to_float
 from latentvid.video.reader import open_video
 from latentvid.video.sheet import save_contact_sheet
 
@@ -65,10 +66,10 @@ def pixels(path: Path) -> Tensor:
 def compared(own: Tensor, film: Tensor, joins: list[int]) -> dict[str, Any]:
     """Return what the extensions did; steps are mean absolute differences of neighbouring frames, of 255."""
     drift = Drift(joins=joins)
-    drift.update(film)
+    drift.update(to_float(film))
     steps = drift.clips[0].curves["motion"]
     new = Drift()
-    new.update(film[len(own) :])
+    new.update(to_float(film[len(own) :]))
     slopes = new.compute()
     at_joins = [steps[join - 1] for join in joins]
     others = [step for k, step in enumerate(steps, start=1) if k not in joins]
