@@ -62,7 +62,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     inside.watch(pipeline.text_encoder)
     # The decoder is called by its method, not as a module.
     inside.watch_call(pipeline.autoencoder, "decode_chunk")
-    num_frames = arguments.frames[0]
+    num_frames = arguments.child
     start = time.perf_counter()
     generate_film(
         pipeline,
@@ -123,7 +123,7 @@ class Stopwatch:
 
 def _child(arguments: argparse.Namespace, frames: int, out: Path) -> dict[str, Any]:
     words = ["--model", arguments.model, "--steps", str(arguments.steps), "--device", arguments.device]
-    words += ["--prompt", arguments.prompt, "--frames", str(frames), str(frames), "--out", str(out), "--child"]
+    words += ["--prompt", arguments.prompt, "--out", str(out), "--child", str(frames)]
     run = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
     if run.returncode:
         raise SystemExit(run.stderr)
@@ -146,7 +146,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", type=int, metavar="FRAMES", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

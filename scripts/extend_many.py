@@ -54,7 +54,8 @@ def main() -> int:
     write_json(arguments.out / "extensions.json", found)
     save_contact_sheet(arguments.out / "extensions.png", film[:: max(1, len(film) // 48)], columns=12, overwrite=True)
     print(json.dumps(found, indent=2))
-    return 0 if found["own_frames_equal"] and found["num_frames"] == found["num_frames_wanted"] else 1
+    wanted = len(own) + arguments.times * arguments.frames
+    return 0 if found["own_frames_equal"] and len(film) == wanted else 1
 
 
 def pixels(path: Path) -> Tensor:
@@ -75,7 +76,6 @@ def compared(own: Tensor, film: Tensor, joins: list[int]) -> dict[str, Any]:
     others = [step for k, step in enumerate(steps, start=1) if k not in joins]
     return {
         "num_frames": len(film),
-        "num_frames_wanted": len(own) + (joins[1] - joins[0] if len(joins) > 1 else len(film) - len(own)) * len(joins),
         "own_frames_equal": bool(torch.equal(film[: len(own)], own)),
         "median_step_own": statistics.median(others[: len(own) - 1]),
         "median_step_new": statistics.median(others[len(own) - 1 :]),

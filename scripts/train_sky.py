@@ -3,7 +3,7 @@
     python scripts/train_sky.py runs/sky --checkpoint checkpoints/sky
 
 Every stage is an ordinary `latentvid train` run of a config in configs/train, resumes where it stopped, and is
-skipped once it is exported. Two CPU cores with bf16 arithmetic take about two hours.
+skipped once it is exported. Two CPU cores with bf16 arithmetic take about two and a half hours.
 """
 
 from __future__ import annotations
