@@ -1,4 +1,5 @@
-"""Train the shipped sky model from nothing: autoencoder, temporal decoder, images, videos, words, motion, checkpoint.
+"""Train the shipped sky model from nothing: autoencoder, temporal decoder, images, videos, words, motion, continuation,
+checkpoint.
 
     python scripts/train_sky.py runs/sky --checkpoint checkpoints/sky
 
@@ -23,7 +24,7 @@ from latentvid.pipeline import LatentVideoPipeline
 from latentvid.training import recipes
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "train"
-STAGES = ("autoencoder", "decoder", "images", "videos", "words", "motion")
+STAGES = ("autoencoder", "decoder", "images", "videos", "words", "motion", "continuation")
 SHARD = "12MB"
 
 
@@ -60,7 +61,7 @@ def run_stage(stage: str, folder: Path) -> None:
 
 def assemble(runs: Path, checkpoint: Path) -> None:
     """Join the video model with the finetuned decoder; half precision on disk, since float32 would gain nothing."""
-    pipeline = LatentVideoPipeline.from_pretrained(runs / "motion" / "export")
+    pipeline = LatentVideoPipeline.from_pretrained(runs / "continuation" / "export")
     decoder = runs / "decoder" / "export"
     pipeline.register_modules(vae=load_autoencoder(decoder))
     pipeline.register_to_config(overlap_rule={"kind": "context", "overlap": 8})

@@ -67,7 +67,7 @@ def encode_files(
         except ResourceError:
             raise
         except LatentVidError as error:
-            yield _failed(source, error)
+            yield failure(source, error)
 
 
 def difference(latent_space: str, source: Path, target: Path, settings: EncodeSettings) -> str | None:
@@ -107,7 +107,7 @@ def plan_encode(
         with open_video(source) as reader:
             meta = reader.meta
     except LatentVidError as error:
-        return _failed(source, error)
+        return failure(source, error)
     num_frames = min(meta.num_frames, settings.max_frames or meta.num_frames)
     shape = autoencoder.latent_shape(VideoShape(1, num_frames, meta.height, meta.width))
     tensors = 2 if autoencoder.is_gaussian else 1
@@ -141,5 +141,6 @@ def _skipped(latent_space: str, source: Path, target: Path, settings: EncodeSett
     }
 
 
-def _failed(source: Path, error: LatentVidError) -> dict[str, Any]:
+def failure(source: Path, error: LatentVidError) -> dict[str, Any]:
+    """Return the record of a clip that could not be encoded."""
     return {"status": "failed", "source": str(source), "error": str(error), "exit_code": error.exit_code}

@@ -7,7 +7,7 @@ out, per frame, and temporal layers keep two frames of each of their inputs besi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,8 @@ LIVE_TENSORS = 6.0
 """Tensors of the largest size that an image network holds at its peak: input, residual, activation, output."""
 LIVE_TENSORS_TEMPORAL = 16.0
 """The same inside a temporal layer, which stacks three neighbours of every frame."""
+PICTURE_BYTES = 2 * 3 * 4
+"""Of a frame in float32, and of what it becomes next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,8 @@ class Cost:
     """For every frame in the pass."""
     state_bytes: float
     """For what temporal layers carry, however many frames there are."""
+    picture_bytes: float = PICTURE_BYTES
+    """For the frame that tiles are put together in, and as much for every other in the pass."""
 
     def frames_per_pass(self, num_pixels: int, max_bytes: int | None) -> int:
         """Return how many frames of `num_pixels` (height x width, times the batch) fit into `max_bytes`.
@@ -99,11 +103,14 @@ def measure(network: nn.Module, run: Callable[[], Tensor], num_pixels: int) -> C
     return Cost(frame / num_pixels, width * carried / num_pixels)
 
 
-def peak_live_bytes(run: Callable[[], object]) -> int:
-    """Return the most bytes of tensors that `run` made and held at one time; what kernels use inside is not seen."""
+def live_bytes(passes: Iterable[Tensor]) -> tuple[int, int]:
+    """Return the most bytes of tensors that passes made and held at one time, and the most between two of them.
+
+    What kernels use inside is not seen.
+    """
     with torch.no_grad(), _Live() as live:
-        run()
-    return live.peak
+        between = max(live.now() for _ in passes)
+    return live.peak, between
 
 
 class _Live(TorchDispatchMode):
@@ -118,10 +125,13 @@ class _Live(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         found = func(*args, **(kwargs or {}))
-        self._held = {key: item for key, item in self._held.items() if not item[0].expired()}
         for leaf in tree_leaves(found):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
                 self._held[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self.peak = max(self.peak, sum(size for _, size in self._held.values()))
+        self.peak = max(self.peak, self.now())
         return found
+
+    def now(self) -> int:
+        self._held = {key: item for key, item in self._held.items() if not item[0].expired()}
+        return sum(size for _, size in self._held.values())

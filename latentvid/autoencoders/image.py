@@ -224,7 +224,7 @@ class ImageAutoencoder(BaseAutoencoder):
         def run(tile: Tensor, _: int) -> Tensor:
             return torch.cat([found for found in self.posterior(tile) if found is not None], dim=1)
 
-        found = SharedNorms(self.encoder).share(
+        found = SharedNorms(self.encoder, plan.num_tiles).share(
             lambda: run_tiles(video, plan, run, factor_in=self.spatial_factor, factor_out=1)
         )
         if not self.is_gaussian:
@@ -251,7 +251,7 @@ class ImageAutoencoder(BaseAutoencoder):
             return video
 
         carried: dict[str, Tensor] = {}
-        video = SharedNorms(self.decoder).share(
+        video = SharedNorms(self.decoder, plan.num_tiles).share(
             lambda: run_tiles(latents, plan, run, factor_in=1, factor_out=self.spatial_factor)
         )
         state.tensors |= carried

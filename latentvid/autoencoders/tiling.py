@@ -10,9 +10,12 @@ nowhere else, and `tests/autoencoders/test_tiling.py` measures what it changes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +25,9 @@ from latentvid.core.errors import ResourceError
 
 Span = tuple[int, int]
 """First and last + 1 of a row or column of latents."""
+Tile = tuple[Span, Span]
+"""Rows and columns."""
+Result = TypeVar("Result")
 MARGIN = 0.25
 """Part of an overlap, at each of its ends, in which the tile that ends there counts for nothing."""
 
@@ -49,17 +55,27 @@ class Plan:
     def num_tiles(self) -> int:
         return len(self.rows) * len(self.columns)
 
-    def tiles(self) -> Iterator[tuple[Span, Span]]:
+    def tiles(self) -> Iterator[Tile]:
         return itertools.product(self.rows, self.columns)
 
 
-def plan_passes(cost: Cost, size: tuple[int, int], factor: int, max_bytes: int | None, *, overlap: int) -> Plan:
+def plan_passes(
+    cost: Cost,
+    size: tuple[int, int],
+    factor: int,
+    max_bytes: int | None,
+    *,
+    overlap: int,
+    tile_cost: Callable[[], Cost] | None = None,
+) -> Plan:
     """Return the fewest tiles with which a pass over a picture stays within `max_bytes`; without a limit, one.
 
     Args:
+        cost: of the whole picture.
         size: of the picture, in latents.
         factor: pixels per side of a latent.
         overlap: latents that neighbouring tiles share; no tile is smaller than twice that.
+        tile_cost: gives the cost of a tile, where it is another; asked only if the whole picture does not fit.
 
     Raises:
         ResourceError: not even one frame of the smallest tiles fits.
@@ -70,13 +86,14 @@ def plan_passes(cost: Cost, size: tuple[int, int], factor: int, max_bytes: int |
     except ResourceError as error:
         assert max_bytes is not None
         why = error
+    cost = tile_cost() if tile_cost else cost
     counts = [1, 1]
     while True:
         tile = [-(-(length + (n - 1) * overlap) // n) for length, n in zip(size, counts, strict=True)]
         # What every tile carries is held for all of them, and so is the picture that they are put together in.
         area = tile[0] * tile[1] * factor**2
-        held = cost.state_bytes * area * counts[0] * counts[1] + 2 * 3 * 4 * pixels
-        frames = int((max_bytes - held) // (cost.frame_bytes * area + 2 * 3 * 4 * pixels))
+        held = cost.state_bytes * area * counts[0] * counts[1] + cost.picture_bytes * pixels
+        frames = int((max_bytes - held) // (cost.frame_bytes * area + cost.picture_bytes * pixels))
         if frames >= 1 and counts != [1, 1]:
             return Plan(frames, (tile[0], tile[1]), size, overlap)
         longer = 0 if tile[0] >= tile[1] else 1
@@ -88,30 +105,38 @@ def plan_passes(cost: Cost, size: tuple[int, int], factor: int, max_bytes: int |
 class SharedNorms:
     """The statistics of a network's group norms, taken from passes over all tiles and used in others."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self._norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
-        self._sums: dict[nn.GroupNorm, tuple[Tensor, Tensor, int]] = {}
+    def __init__(self, network: nn.Module | None, num_tiles: int) -> None:
+        modules = network.modules() if network else ()
+        self._norms = [module for module in modules if isinstance(module, nn.GroupNorm)]
+        self._num_tiles = num_tiles
+        self._found: dict[nn.GroupNorm, list[tuple[Tensor, Tensor]]] = {}
 
-    def share(self, run: Callable[[], Tensor]) -> Tensor:
-        """Return what `run`, which sends all tiles through the network, gives with the statistics of all tiles."""
+    def __bool__(self) -> bool:
+        return bool(self._norms)
+
+    def share(self, run: Callable[[], Result], probe: Callable[[], object] | None = None) -> Result:
+        """Return what `run`, which sends all tiles through the network, gives with the statistics of all tiles.
+
+        Args:
+            probe: does the same and is called before, to find the statistics; `run` itself if not given.
+        """
         if not self._norms:
             return run()
         with self.taken():
-            run()
+            (probe or run)()
         with self.used():
             return run()
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Take the statistics of a pass inside, a pass per tile."""
+        """Take the statistics of the passes inside, as many for one tile as for another."""
+        self._found.clear()
 
         def note(norm: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
             assert isinstance(norm, nn.GroupNorm)
             values = _grouped(inputs[0], norm).float()
-            mean, square, count = self._sums.get(norm, (torch.zeros(()), torch.zeros(()), 0))
-            mean, square = mean.to(values.device), square.to(values.device)
             found = values.mean(dim=-1, keepdim=True), values.square().mean(dim=-1, keepdim=True)
-            self._sums[norm] = mean + found[0], square + found[1], count + 1
+            self._found.setdefault(norm, []).append(found)
 
         hooks = [norm.register_forward_hook(note) for norm in self._norms]
         try:
@@ -122,24 +147,32 @@ class SharedNorms:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Use them in the pass inside, which has as many frames."""
+        """Use them in the passes inside, which are of the same frames in the same order."""
+        shared = {norm: self._over_tiles(found) for norm, found in self._found.items()}
+        done: Counter[nn.GroupNorm] = Counter()
 
         def apply(norm: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
             assert isinstance(norm, nn.GroupNorm)
             x = inputs[0]
-            mean, square, count = self._sums[norm]
-            mean, square = mean / count, square / count
+            mean, square = shared[norm][done[norm] % len(shared[norm])]
+            done[norm] += 1
             scale = ((square - mean.square()).clamp(min=0) + norm.eps).rsqrt()
             normed = ((_grouped(x, norm) - mean.to(x.dtype)) * scale.to(x.dtype)).view(x.shape)
             sides = (1, -1, *(1 for _ in x.shape[2:]))
             return normed * norm.weight.view(sides) + norm.bias.view(sides)
 
-        hooks = [norm.register_forward_hook(apply) for norm in self._norms if norm in self._sums]
+        hooks = [norm.register_forward_hook(apply) for norm in shared]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _over_tiles(self, found: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """Return the means over all tiles, for each of the passes that a tile takes."""
+        num_passes = len(found) // self._num_tiles
+        columns = ([*zip(*found[k::num_passes], strict=True)] for k in range(num_passes))
+        return [(sum(means) / self._num_tiles, sum(squares) / self._num_tiles) for means, squares in columns]
 
 
 def _grouped(x: Tensor, norm: nn.GroupNorm) -> Tensor:
@@ -169,16 +202,70 @@ def run_tiles(
         factor_in: entries of `picture` per side of a latent.
         factor_out: the same of what `run` returns.
     """
-    weights = [_weights(side, plan.overlap * factor_out, factor_out) for side in (plan.rows, plan.columns)]
+    tiles = (cut_tile(picture, tile, factor_in) for tile in plan.tiles())
+    return fade((run(tile, number) for number, tile in enumerate(tiles)), plan, factor_out)
+
+
+def stream_tiles(
+    chunks: Iterable[Tensor],
+    plan: Plan,
+    run: Callable[[Iterator[Tensor]], Iterator[Tensor]],
+    network: nn.Module | None,
+    *,
+    factor_in: int,
+    factor_out: int,
+) -> Iterator[Tensor]:
+    """Send the tiles of a film, each as a film of its own, through `run` and yield the pictures that they make.
+
+    They advance together, so that no more than a pass of each is held. Where norms are shared, every tile is two films:
+    those that find statistics run one pass ahead of those that use them.
+
+    Args:
+        chunks: of the film, [.. h w].
+        run: turns the chunks of a tile into its passes, which are as long for one tile as for another.
+        network: that `run` uses, for group norms to share their statistics; None leaves every tile its own.
+        factor_in: entries of a chunk per side of a latent.
+        factor_out: the same of what `run` yields.
+
+    Yields:
+        At most `plan.frames` frames at a time, float32 on the CPU.
+    """
+    norms = SharedNorms(network, plan.num_tiles)
+    copies = iter(itertools.tee(chunks, plan.num_tiles * (2 if norms else 1)))
+
+    def films() -> Iterator[tuple[Tensor, ...]]:
+        cut = [_tile_film(chunks, tile, factor_in) for tile, chunks in zip(plan.tiles(), copies, strict=False)]
+        return zip(*map(run, cut), strict=True)
+
+    found, probes = films(), films() if norms else iter(())
+    while parts := norms.share(partial(next, found, ()), partial(next, probes, ())):
+        for pieces in zip(*(part.split(plan.frames, dim=2) for part in parts), strict=True):
+            yield fade(pieces, plan, factor_out)
+
+
+def fade(parts: Iterable[Tensor], plan: Plan, factor: int) -> Tensor:
+    """Fade parts [.. h w], one for every tile, into one picture, float32 on the CPU.
+
+    Args:
+        factor: entries of a part per side of a latent.
+    """
+    weights = [_weights(side, plan.overlap * factor, factor) for side in (plan.rows, plan.columns)]
     canvas: Tensor | None = None
-    for number, ((i, row), (j, column)) in enumerate(itertools.product(enumerate(plan.rows), enumerate(plan.columns))):
-        part = run(picture[..., _slice(row, factor_in), _slice(column, factor_in)], number).float().cpu()
-        part *= weights[0][i][:, None] * weights[1][j]
+    for tile, weight, part in zip(plan.tiles(), itertools.product(*weights), parts, strict=True):
         if canvas is None:
-            canvas = torch.zeros(*part.shape[:-2], *(side * factor_out for side in plan.size))
-        canvas[..., _slice(row, factor_out), _slice(column, factor_out)] += part
+            canvas = torch.zeros(*part.shape[:-2], *(side * factor for side in plan.size))
+        cut_tile(canvas, tile, factor).add_(part.float().cpu() * (weight[0][:, None] * weight[1]))
     assert canvas is not None
     return canvas
+
+
+def cut_tile(picture: Tensor, tile: Tile, factor: int) -> Tensor:
+    """Return a tile of a picture [.. h w] with `factor` entries per side of a latent, as a view."""
+    return picture[..., _slice(tile[0], factor), _slice(tile[1], factor)]
+
+
+def _tile_film(chunks: Iterable[Tensor], tile: Tile, factor: int) -> Iterator[Tensor]:
+    return (cut_tile(chunk, tile, factor) for chunk in chunks)
 
 
 def _slice(span: Span, factor: int) -> slice:

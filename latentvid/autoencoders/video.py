@@ -5,19 +5,22 @@ What they have in common is here: sizes, scaling, padding in time and space; `pr
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
-from latentvid.autoencoders import budget
 from latentvid.autoencoders.base import BaseAutoencoder, Factor, numbers
+from latentvid.autoencoders.budget import Cost
 from latentvid.autoencoders.image import settings_of
+from latentvid.autoencoders.tiling import Plan, plan_passes, stream_tiles
+from latentvid.autoencoders.video_costs import blank_frames, blank_latents, pass_cost, tile_cost
 from latentvid.core.errors import CheckpointError
 from latentvid.core.registry import Registry
 from latentvid.video.pixels import pad_to_multiple
@@ -37,10 +40,8 @@ VIDEO_NETWORKS = Registry(
 
 PerPass = Callable[[int, int], int]
 """Height and width of frames, pixels -> how many of them one pass may take."""
-WORKSPACE = 1.6
-"""What a pass takes in all, over the tensors that it holds: kernels copy them into other layouts."""
-_PROBE_SIDE = 8
-"""Latents per side of the films that costs are measured with."""
+TILE_OVERLAP = 128
+"""Pixels that neighbouring tiles share at least, where pictures must be cut into tiles."""
 
 
 class VideoAutoencoder(BaseAutoencoder):
@@ -60,14 +61,19 @@ class VideoAutoencoder(BaseAutoencoder):
     """Latents after the first come in multiples of this."""
     looks_ahead: ClassVar[bool] = False
     """Layers hold frames back until later ones have come."""
+    shares_norms: ClassVar[bool] = True
+    """Group norms of tiles use the statistics of all of them, at the cost of a second film for each."""
     pass_frames: int
     """Frames of one pass, or the least that there may be."""
+    tile_overlap: int
+    """Latents that neighbouring tiles share, where pictures must be cut into tiles."""
     network: Any
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
         self.spatial_factor, self.temporal_factor, self.latent_channels = self._geometry(self.network.config)
+        self.tile_overlap = -(-TILE_OVERLAP // self.spatial_factor)
         self.pass_frames = self.temporal_factor * self.group
 
     @property
@@ -101,6 +107,11 @@ class VideoAutoencoder(BaseAutoencoder):
     def is_gaussian(self) -> bool:
         return True
 
+    @property
+    def num_temporal_convs(self) -> int:
+        """Convolutions of the decoder that look at other frames."""
+        return sum(isinstance(m, nn.Conv3d) and m.kernel_size[0] > 1 for m in self.decoder.modules())
+
     def num_latents(self, num_frames: int) -> int:
         """Return how many latents that many frames become, padding included.
 
@@ -111,20 +122,16 @@ class VideoAutoencoder(BaseAutoencoder):
     @torch.no_grad()
     def encode_posterior(self, frames: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Turn chunks [t 3 h w] into means and log variances [c t h w]; how many come out when is the network's."""
-        if self.max_memory is not None:
-            frames = self._within_memory(frames, self.frames_per_encode, 1)
-        for moments in self._encode((self._pixels(chunk) for chunk in frames), self.frames_per_encode):
+        for moments in self._encode_passes(self._pixels(chunk) for chunk in frames):
             found = DiagonalGaussianDistribution(moments.float())
             shift, scale = self._factors(moments.device)
             yield ((found.mean - shift) * scale)[0].cpu(), (found.logvar + 2 * scale.abs().log())[0].cpu()
 
     @torch.no_grad()
     def decode(self, latents: Iterable[Tensor], *, size: tuple[int, int] | None = None) -> Iterator[Tensor]:
-        if self.max_memory is not None:
-            latents = self._within_memory(latents, self.frames_per_decode, self.spatial_factor)
         count = _Counter(latents)
         done = 0
-        for video in self._decode((self._raw(chunk) for chunk in count), self.frames_per_decode):
+        for video in self._decode_passes(self._raw(chunk) for chunk in count):
             frames = video[0].transpose(0, 1)[: self.num_frames(count.seen) - done]
             done += len(frames)
             if len(frames):
@@ -132,11 +139,30 @@ class VideoAutoencoder(BaseAutoencoder):
                 yield frames if size is None else frames[..., : size[0], : size[1]]
 
     def frames_per_encode(self, height: int, width: int) -> int:
-        """Return how many frames the network may take at once: what the architecture takes, or a multiple of it."""
-        return self.pass_frames * self._encode_cost.frames_per_pass(height * width, self.max_memory)
+        """Return how many frames the network may take at once: what the architecture takes, or a multiple of it.
+
+        Raises:
+            ResourceError: not even passes over small tiles fit into `max_memory`.
+        """
+        return self.plan_encode(height, width).frames
 
     def frames_per_decode(self, height: int, width: int) -> int:
-        return self.pass_frames * self._decode_cost.frames_per_pass(height * width, self.max_memory)
+        return self.plan_decode(height, width).frames
+
+    def tiles_per_frame(self, height: int, width: int) -> int:
+        return 1 if self.max_memory is None else self.plan_decode(height, width).num_tiles
+
+    def plan_encode(self, height: int, width: int) -> Plan:
+        """Return into how many frames and tiles `encode` cuts films of this size.
+
+        Raises:
+            ResourceError: not even passes over small tiles fit into `max_memory`.
+        """
+        return self._plan(self._encode_cost, lambda: self._encode_tile_cost, height, width)
+
+    def plan_decode(self, height: int, width: int) -> Plan:
+        """Return the same for `decode`."""
+        return self._plan(self._decode_cost, lambda: self._decode_tile_cost, height, width)
 
     @abstractmethod
     def _geometry(self, config: Any) -> tuple[int, int, int]:
@@ -154,11 +180,49 @@ class VideoAutoencoder(BaseAutoencoder):
     def _decode(self, latents: Iterator[Tensor], per_pass: PerPass) -> Iterator[Tensor]:
         """Turn raw latents [1 c t h w] of a film, in chunks of any length, into its frames [1 3 t h w] and padding."""
 
-    def _within_memory(self, chunks: Iterable[Tensor], per_pass: PerPass, factor: int) -> Iterator[Tensor]:
-        """Hand on chunks whose passes fit into the memory; the others are a ResourceError."""
-        for chunk in chunks:
-            per_pass(*(side * factor for side in chunk.shape[-2:]))
-            yield chunk
+    def _decode_tile(self, latents: Iterator[Tensor], per_pass: PerPass) -> Iterator[Tensor]:
+        """Like `_decode`, of a tile: what it holds between passes is held for all of them."""
+        return self._decode(latents, per_pass)
+
+    def _encode_passes(self, frames: Iterator[Tensor]) -> Iterator[Tensor]:
+        frames, plan = self._planned(frames, self.plan_encode, 1)
+        if plan is None:
+            return self._encode(frames, self.frames_per_encode)
+        run = partial(self._encode, per_pass=lambda *_: plan.frames)
+        return stream_tiles(frames, plan, run, self._sharing(self.encoder), factor_in=self.spatial_factor, factor_out=1)
+
+    def _decode_passes(self, latents: Iterator[Tensor]) -> Iterator[Tensor]:
+        latents, plan = self._planned(latents, self.plan_decode, self.spatial_factor)
+        if plan is None:
+            return self._decode(latents, self.frames_per_decode)
+        run = partial(self._decode_tile, per_pass=lambda *_: plan.frames)
+        return stream_tiles(
+            latents, plan, run, self._sharing(self.decoder), factor_in=1, factor_out=self.spatial_factor
+        )
+
+    def _sharing(self, network: nn.Module) -> nn.Module | None:
+        return network if self.shares_norms else None
+
+    def _planned(
+        self, chunks: Iterator[Tensor], plan_of: Callable[[int, int], Plan], factor: int
+    ) -> tuple[Iterator[Tensor], Plan | None]:
+        """Return chunks and the tiles that they must be cut into, None where a whole picture fits.
+
+        Args:
+            factor: pixels per side of a chunk's entry.
+        """
+        first = None if self.max_memory is None else next(chunks, None)
+        if first is None:
+            return chunks, None
+        plan = plan_of(*(side * factor for side in first.shape[-2:]))
+        return itertools.chain([first], chunks), plan if plan.num_tiles > 1 else None
+
+    def _plan(self, cost: Cost, tile_cost: Callable[[], Cost], height: int, width: int) -> Plan:
+        factor = self.spatial_factor
+        size = (-(-height // factor), -(-width // factor))
+        plan = plan_passes(cost, size, factor, self.max_memory, overlap=self.tile_overlap, tile_cost=tile_cost)
+        # What waits between passes of tiles is counted for passes that are as short as they can be.
+        return replace(plan, frames=self.pass_frames * (plan.frames if plan.num_tiles == 1 else 1))
 
     def _pixels(self, chunk: Tensor) -> Tensor:
         padded, _ = pad_to_multiple(chunk, self.spatial_factor)
@@ -183,51 +247,20 @@ class VideoAutoencoder(BaseAutoencoder):
         return shift, scale
 
     @cached_property
-    def _encode_cost(self) -> budget.Cost:
-        side = _PROBE_SIDE * self.spatial_factor
-
-        def film(shadow: VideoAutoencoder, frames: int, per_pass: PerPass) -> Iterator[Tensor]:
-            return shadow._encode(iter([shadow._empty(3, frames, side, side)]), per_pass)
-
-        return self._cost(film)
+    def _encode_cost(self) -> Cost:
+        return pass_cost(self, type(self)._encode, blank_frames)
 
     @cached_property
-    def _decode_cost(self) -> budget.Cost:
-        def film(shadow: VideoAutoencoder, frames: int, per_pass: PerPass) -> Iterator[Tensor]:
-            dims = (shadow.latent_channels, shadow.num_latents(frames), _PROBE_SIDE, _PROBE_SIDE)
-            return shadow._decode(iter([shadow._empty(*dims)]), per_pass)
+    def _decode_cost(self) -> Cost:
+        return pass_cost(self, type(self)._decode, blank_latents)
 
-        return self._cost(film)
+    @cached_property
+    def _encode_tile_cost(self) -> Cost:
+        return tile_cost(self, type(self)._encode, blank_frames, self._sharing(self.encoder))
 
-    def _cost(self, film: Callable[[VideoAutoencoder, int, PerPass], Iterator[Tensor]]) -> budget.Cost:
-        """Return what a pass of `pass_frames` takes, and what is held between passes.
-
-        Both from films that go through a network without memory for its values: nothing is computed.
-
-        Args:
-            film: sends so many frames, in passes of so many, through an autoencoder like this one.
-        """
-        with torch.device("meta"):
-            network = type(self.network).from_config(settings_of(type(self.network), self.network.config))
-        # ModelMixin.to warns of casts that do not matter here, and some parameters are made on the CPU all the same.
-        shadow = type(self)(nn.Module.to(network, "meta", self.dtype).eval())
-        # Longer than anything that layers hold back.
-        num_convs = sum(isinstance(m, nn.Conv3d) and m.kernel_size[0] > 1 for m in self.decoder.modules())
-        passes = 4 + (num_convs if self.looks_ahead else 0)
-
-        def peak(passes_at_once: int) -> int:
-            step = passes_at_once * self.pass_frames
-            shown = film(shadow, 1 + passes * self.pass_frames, lambda *_: step)
-            return budget.peak_live_bytes(lambda: deque(shown, maxlen=0))
-
-        one, two = peak(1), peak(2)
-        pixels = (_PROBE_SIDE * self.spatial_factor) ** 2
-        # Architectures whose passes are of one length only show no difference: all of it is the pass.
-        each = two - one if two > one else one
-        return budget.Cost(WORKSPACE * each / pixels, (one - each) / pixels)
-
-    def _empty(self, *dims: int) -> Tensor:
-        return torch.empty(1, *dims, device=self.device, dtype=self.dtype)
+    @cached_property
+    def _decode_tile_cost(self) -> Cost:
+        return tile_cost(self, type(self)._decode_tile, blank_latents, self._sharing(self.decoder))
 
 
 def build_video_autoencoder(config: Mapping[str, Any]) -> VideoAutoencoder:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -65,6 +68,25 @@ def run(
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     max_memory: common.MaxMemory = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="WHERE",
+            help="Encode on a Ray cluster: auto is the one that runs here, local starts one on this machine, else an "
+            "address (HOST:6379, ray://HOST:10001).",
+        ),
+    ] = None,
+    ray_workers: Annotated[
+        int | None,
+        typer.Option(
+            "--ray-workers",
+            min=1,
+            metavar="N",
+            help="Autoencoders at once; each takes a GPU, or an equal share of all CPUs. By default one per GPU, or "
+            "else one per machine.",
+        ),
+    ] = None,
     overwrite: common.Overwrite = False,
     dry_run: common.DryRun = False,
     quiet: common.Quiet = False,
@@ -76,15 +98,21 @@ def run(
     and in the clips' own subfolders. Run again, it goes on where it stopped: clips whose latents are there already, of
     the same bytes and with the same settings, are left as they are, unless --overwrite is given.
 
+    With --ray, the machines of a cluster share the clips (pip install 'latentvid[ray]' on all of them). Clips, OUT and
+    the checkpoint must lie under the same paths everywhere, as on a shared disk; --max-memory is each worker's.
+
     \b
     Example:
       latentvid encode clip.mp4 -o clip.safetensors --vae taesd
       latentvid encode footage/ -o latents/ --vae taesd --half --shard 1/4
+      latentvid encode footage/ -o latents/ --vae taesd --half --ray auto
       latentvid encode footage/ -o latents/ --vae taesd --half --pack shards/ --pack-frames 16
     """
     from latentvid.video.footage import find_named
 
     share = parse_share(shard) if shard else None
+    if ray_workers is not None and ray is None:
+        raise UsageError("--ray-workers needs --ray: auto, local, or a cluster's address.")
     jobs = plan_jobs(find_named(clips, stills=stills), output, share)
     from latentvid.autoencoders.batch import EncodeSettings, encode_files, plan_encode
     from latentvid.autoencoders.load import load_autoencoder
@@ -92,16 +120,27 @@ def run(
     from latentvid.core.runtime import resolve_runtime
 
     name = vae or only_checkpoint("--vae")
-    autoencoder = load_autoencoder(name, runtime=resolve_runtime(device, dtype), max_memory=max_memory)
     out = Output(as_json=json, quiet=quiet)
     settings = EncodeSettings("fp16" if half else "fp32", max_frames, allow_truncated)
+    if ray is None or dry_run:
+        autoencoder = load_autoencoder(name, runtime=resolve_runtime(device, dtype), max_memory=max_memory)
     if dry_run:
         planned = (plan_encode(autoencoder, *job, settings) for job in jobs)
         _tell(list(_announced(planned, out, 1)), out)
         return
-    with out.progress("encoding") as advance:
-        results = encode_files(autoencoder, jobs, settings, overwrite=overwrite, on_frames=advance)
+    if ray is None:
+        encode: Callable[..., Iterator[dict[str, Any]]] = partial(encode_files, autoencoder)
+    else:
+        from latentvid.autoencoders.ray_batch import RayOptions, encode_files_on_ray
+
+        options = RayOptions(ray, ray_workers, device, dtype, max_memory)
+        encode = partial(encode_files_on_ray, name, options=options)
+    # Ray says on stdout, where the result goes, why workers die.
+    with redirect_stdout(sys.stderr), out.progress("encoding") as advance:
+        results = encode(jobs, settings=settings, overwrite=overwrite, on_frames=advance)
         done = list(_announced(results, out, len(jobs)))
+    places = {str(source): number for number, (source, _) in enumerate(jobs)}
+    done.sort(key=lambda result: places[result["source"]])  # on a cluster, whatever is done first comes first
     if pack is not None:
         _pack(done, pack, pack_frames, share, out, overwrite=overwrite)
     _tell(done, out)

@@ -21,6 +21,23 @@ def run(
         Literal["auto", "copy", "lossless", "reencode"],
         typer.Option("--source-frames", help="How CLIP's own frames get there: auto copies packets or loses nothing."),
     ] = "auto",
+    retime: Annotated[
+        Literal["blend", "repeat", "none"],
+        typer.Option(
+            "--retime",
+            help="Where the model's rate is not CLIP's: mix two neighbouring frames, repeat the nearest, or (none) "
+            "take its frames one for one, which suits time lapses.",
+        ),
+    ] = "blend",
+    hand_over: Annotated[
+        float,
+        typer.Option(
+            "--hand-over",
+            min=0,
+            metavar="S",
+            help="Seconds over which CLIP's fine detail gives way to the model's look.",
+        ),
+    ] = 1.0,
 ) -> None:
     """Continue a video by new frames.
 
@@ -38,8 +55,9 @@ def run(
         raise UsageError(f"{output} is the clip itself; name another file.")
     making.check(output)
     out = making.output()
-    from latentvid.film.extend import extend_clip, model_frames_of, model_size
+    from latentvid.film.extend import extend_clip, model_size
     from latentvid.film.folder import run_path
+    from latentvid.film.timing import Timing
     from latentvid.video.reader import open_video
 
     with open_video(clip) as reader:
@@ -51,7 +69,7 @@ def run(
         films.tell_estimate(
             pipeline,
             output,
-            model_frames_of(pipeline, meta.fps, length),
+            Timing.between(meta.fps, pipeline.config.fps, retime).needed(length),
             options,
             out,
             height=height,
@@ -67,6 +85,8 @@ def run(
             num_frames=length,
             prompt=prompt,
             source_frames=source_frames,
+            retime=retime,
+            hand_over_s=hand_over,
             on_progress=on_progress,
             **options,
         )

@@ -276,8 +276,9 @@ class _Bars(ExitStack):
 def _validation_line(record: dict[str, Any]) -> str:
     figures = record["validation"]
     pairs = ", ".join(
-        f"{key} {figures[key]:.2f} (frame by frame {figures[f'{key}_frame_by_frame']:.2f})"
-        for key in ("psnr", "flicker")
+        f"{key} {figures[key]:.4g} (frame by frame {figures[f'{key}_frame_by_frame']:.4g})"
+        for key in ("psnr", "flicker", "lpips")
+        if key in figures
     )
     return f"step {record['step']}: held-out crops {pairs}"
 

@@ -21,9 +21,16 @@ from latentvid.temporal.advection import TextMotion
 from latentvid.temporal.attention import TemporalAttention
 from latentvid.temporal.context import ClipContext
 from latentvid.temporal.convolution import TemporalConvolution
-from latentvid.temporal.inject import CHILD, inject, is_temporal
+from latentvid.temporal.given import GivenFrames
+from latentvid.temporal.inject import CHILD, attach, inject, is_temporal
 
-TEMPORAL_KEYS = ("temporal_num_convs", "temporal_num_heads", "temporal_dropout", "temporal_advection")
+TEMPORAL_KEYS = (
+    "temporal_num_convs",
+    "temporal_num_heads",
+    "temporal_dropout",
+    "temporal_advection",
+    "temporal_given_frames",
+)
 
 
 class TemporalUNet(UNet2DConditionModel):
@@ -36,6 +43,7 @@ class TemporalUNet(UNet2DConditionModel):
         temporal_num_heads: heads of the temporal attention.
         temporal_dropout: inside the temporal convolutions, in training.
         temporal_advection: let the text move the features of neighbouring frames (`temporal.advection`).
+        temporal_given_frames: show frames that are to be made those that are given (`temporal.given`).
     """
 
     _supports_gradient_checkpointing = False  # blocks recomputed in the backward pass would not know their clip
@@ -46,6 +54,7 @@ class TemporalUNet(UNet2DConditionModel):
         temporal_num_heads: int = 4,
         temporal_dropout: float = 0.0,
         temporal_advection: bool = False,
+        temporal_given_frames: bool = False,
         **image_config: Any,
     ) -> None:
         super().__init__(**image_config)  # registers its own arguments as config
@@ -54,6 +63,7 @@ class TemporalUNet(UNet2DConditionModel):
             temporal_num_heads=temporal_num_heads,
             temporal_dropout=temporal_dropout,
             temporal_advection=temporal_advection,
+            temporal_given_frames=temporal_given_frames,
         )
         self.context = ClipContext()
         text_width = self.config.cross_attention_dim
@@ -76,6 +86,8 @@ class TemporalUNet(UNet2DConditionModel):
         )
         if temporal_advection:
             self.add_module(CHILD, TextMotion(text_width))
+        if temporal_given_frames:
+            attach(self.conv_in, GivenFrames(self.conv_in.out_channels, self.context))
 
     @property
     def text_motion(self) -> TextMotion | None:
@@ -116,12 +128,12 @@ class TemporalUNet(UNet2DConditionModel):
         timestep = torch.as_tensor(timestep, device=sample.device)
         if timestep.ndim < 2:
             timestep = timestep.reshape(-1, 1)
-        timestep = timestep.expand(batch, frames).reshape(-1)
+        levels = timestep.expand(batch, frames)
         if encoder_hidden_states.ndim == 3:
             encoder_hidden_states = encoder_hidden_states[:, None].expand(-1, frames, -1, -1)
         text = encoder_hidden_states.flatten(0, 1)
         flat = sample.transpose(1, 2).flatten(0, 1)
         motion = None if self.text_motion is None or frames == 1 else self.text_motion(text)
-        with self.context.clip(frames, motion=motion):
-            out = super().forward(flat, timestep, text, return_dict=False, **kwargs)[0]
+        with self.context.clip(frames, motion=motion, levels=levels):
+            out = super().forward(flat, levels.reshape(-1), text, return_dict=False, **kwargs)[0]
         return out.unflatten(0, (batch, frames)).transpose(1, 2)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,25 +20,26 @@ from torch import Tensor
 from latentvid.autoencoders.latent_file import LatentWriter
 from latentvid.core.errors import CheckpointError, InputError, UsageError
 from latentvid.core.files import sha256_of
-from latentvid.extension.plan import Window
 from latentvid.extension.rules import ReuseRule, Tail
 from latentvid.film.anchors import prepare_anchors
+from latentvid.film.clip_shots import TICK, ClipShots, clip_shots, own_encoding
 from latentvid.film.finish import publish, write_drift, write_sheet
 from latentvid.film.folder import SEGMENT_SUFFIXES, Carry, RunFolder, run_path, save_carry
 from latentvid.film.generate import complete, new_run, weights_of
+from latentvid.film.handover import HandOver
 from latentvid.film.joins import join_of
 from latentvid.film.latents import FilmLatents, end_of_film, run_of_film
 from latentvid.film.make import FilmReport, OnProgress, latent_meta, sampling_of
 from latentvid.film.options import FilmOptions, film_settings
-from latentvid.film.settings import ClipSettings, FilmSettings, OwnFilm, SourceFrames
+from latentvid.film.settings import ClipSettings, FilmSettings, OwnFilm, Retime, SourceFrames, clip_of
+from latentvid.film.timing import SAME_RATE, Timing, model_rate
 from latentvid.pipeline import LatentVideoPipeline, Sampling
 from latentvid.sampling.inversion import invert
 from latentvid.sampling.staged import guided_steps, overlap_frames
 from latentvid.temporal.context import StreamState
-from latentvid.video.append import Joint, NotAppendable, append_segments, begins_with, joint_of
+from latentvid.video.append import NotAppendable, append_segments, begins_with, joint_of
 from latentvid.video.meta import VideoMeta
 from latentvid.video.pixels import resize, to_float
-from latentvid.video.rate import as_rate
 from latentvid.video.reader import open_video
 from latentvid.video.remux import concat_segments
 from latentvid.video.writer import VideoWriter
@@ -47,12 +47,10 @@ from latentvid.video.writer import VideoWriter
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-SAME_RATE = 0.1
-"""Rates that differ by no more than this share count as one."""
+HAND_OVER_S = 1.0
+"""How long the clip's look goes over into the model's, if not told."""
 INVERSION_CALLS = 3
 """Denoiser calls per step of the inversion."""
-TICK = Fraction(1, 90_000)
-"""The clock of films whose clip is encoded again; clips of any rate keep their times on it, nearly."""
 
 
 def extend_clip(
@@ -63,6 +61,8 @@ def extend_clip(
     num_frames: int,
     prompt: str = "",
     source_frames: SourceFrames = "auto",
+    retime: Retime = "blend",
+    hand_over_s: float = HAND_OVER_S,
     on_progress: OnProgress | None = None,
     **options: Unpack[FilmOptions],
 ) -> FilmReport:
@@ -70,13 +70,17 @@ def extend_clip(
 
     The clip is resized to a size of the model's near its shape, and the new frames back to the clip's; nothing is
     cropped. Where the rates differ by more than a tenth, the model sees the clip at its own rate and new frames are
-    repeated or left out. The clip's sound is kept.
+    fitted to the clip's. The clip's sound is kept.
 
     Args:
         clip: any video that can be read.
         out: `.mp4`, `.m4v`, `.mov` or `.mkv`.
         source_frames: how the clip's frames get there: "copy" (packets as they are, else refused), "lossless" (every
             bit, in a large file), "reencode" (at `crf`), or "auto": copied where that is possible, else lossless.
+        retime: how new frames get to the clip's rate where the model has another: "blend" (mixed of two neighbours),
+            "repeat" (the nearest one), or "none": the model takes the clip's frames, and gives its own, one for one.
+        hand_over_s: seconds in which the look of the clip's last frame, its fine detail above all, goes over into that
+            of the model's frames; 0 is at once.
 
     Other arguments are those of `generate_film`; frame numbers in `prompts` count the new frames.
 
@@ -92,7 +96,7 @@ def extend_clip(
         raise UsageError(f"{out} is the clip itself; name another file.")
     with open_video(clip) as reader:
         meta = reader.meta
-    facts = _clip_settings(pipeline, clip, meta, num_frames, source_frames)
+    facts = _clip_settings(pipeline, clip, meta, num_frames, source_frames, retime, hand_over_s)
     own = RunFolder.open(facts.own.run) if facts.own else None
     size = (own.settings.height, own.settings.width) if own else model_size(pipeline, meta.height, meta.width)
     settings = film_settings(
@@ -101,7 +105,9 @@ def extend_clip(
         options,
         kind="extend",
         prompt=prompt,
-        num_frames=model_frames_of(pipeline, meta.fps, num_frames),
+        num_frames=Timing.between(meta.fps, pipeline.config.fps, retime, facts.shown_before, facts.made_before).needed(
+            num_frames
+        ),
         height=size[0],
         width=size[1],
         fps=facts.fps,
@@ -124,26 +130,6 @@ def model_size(pipeline: LatentVideoPipeline, height: int, width: int) -> tuple[
     return min(sides, key=lambda s: abs(math.log(s[0] / s[1] / shape)) + 0.5 * abs(math.log(s[0] * s[1] / area)))
 
 
-def model_frames_of(pipeline: LatentVideoPipeline, clip_fps: Fraction, num_frames: int) -> int:
-    """Return how many frames the model makes for `num_frames` at a clip's rate."""
-    return model_frame(num_frames, retiming(clip_fps, pipeline.config.fps))
-
-
-def retiming(clip_fps: Fraction, model_fps: float) -> Fraction:
-    """Return model frames per frame of the clip; 1 where the rates are near each other."""
-    ratio = as_rate(model_fps) / clip_fps
-    return Fraction(1) if abs(1 / ratio - 1) <= SAME_RATE else ratio
-
-
-def model_frame(shown: int, rate: Fraction) -> int:
-    """Return which new frame of the model (from 1) the film's new frame `shown` (from 1) shows.
-
-    >>> [model_frame(k, Fraction(12, 24)) for k in range(1, 7)], model_frame(3, Fraction(2))
-    ([1, 1, 2, 2, 2, 3], 6)
-    """
-    return max(1, round(shown * rate))
-
-
 def prepare_clip(run: RunFolder, pipeline: LatentVideoPipeline) -> None:
     """Write what the first window starts from: the clip's tail, as if the model had just made it.
 
@@ -151,7 +137,7 @@ def prepare_clip(run: RunFolder, pipeline: LatentVideoPipeline) -> None:
         InputError: the clip is gone or was changed.
     """
     settings = run.settings
-    clip = _clip_of(settings)
+    clip = clip_of(settings)
     if not Path(clip.path).is_file() or sha256_of(clip.path) != clip.sha256:
         raise InputError(f"{clip.path}: the clip that {run.path} continues is gone or was changed.")
     if clip.how is None:
@@ -164,12 +150,37 @@ def prepare_clip(run: RunFolder, pipeline: LatentVideoPipeline) -> None:
     meta = latent_meta(pipeline, settings)
     with LatentWriter(run.given, meta, overwrite=True) as writer:
         writer.write(latents, [number / meta.fps for number in range(latents.shape[1])])
+    _hand_over(run, clip, carry)
     save_carry(run.carry(0), carry)
+
+
+def _hand_over(run: RunFolder, clip: ClipSettings, carry: Carry) -> None:
+    """Write what the new frames lack of the clip's look: found here, or by the film of ours that goes on."""
+    if not clip.hand_over_frames:
+        return
+    if clip.own is not None:
+        found = HandOver.load(RunFolder.open(clip.own.run).hand_over, clip.hand_over_frames)
+    else:
+        assert carry.last_frame is not None
+        found = HandOver.between(_last_picture(clip), carry.last_frame, clip.hand_over_frames)
+    found.save(run.hand_over)
+
+
+def _last_picture(clip: ClipSettings) -> Tensor:
+    """Return the clip's last frame at its own size, [3 h w] in [-1, 1]."""
+    last = None
+    for start in (max(0, clip.num_frames - 1), 0):  # it may hold fewer frames than it claims
+        with open_video(clip.path) as reader:
+            for frame in reader.frames(start):
+                last = frame.pixels
+        if last is not None:
+            return to_float(last)
+    raise InputError(f"{clip.path}: no frames to go on from.")
 
 
 def given_frames(settings: FilmSettings) -> int:
     """Return how many frames the plan counts before the first new one."""
-    own = _clip_of(settings).own
+    own = clip_of(settings).own
     # Counting on from a film of ours, new frames take noise that none of its own had.
     return settings.rule.overlap if own is None else max(settings.rule.overlap, own.num_frames)
 
@@ -186,7 +197,7 @@ def own_end(pipeline: LatentVideoPipeline, settings: FilmSettings, own: OwnFilm)
     Raises:
         InputError: its run folder is gone, or holds another film by now.
     """
-    clip = _clip_of(settings)
+    clip = clip_of(settings)
     run = run_of_film(Path(clip.path), clip.sha256, pipeline)
     if run is None or FilmLatents(run).stop != own.num_frames:
         raise InputError(f"{own.run}, whose latents the film goes on from, is gone or was changed.")
@@ -211,8 +222,8 @@ def context_frames(settings: FilmSettings, count: int) -> Tensor:
 
     A clip that is shorter stands still before it begins: its first frame is repeated.
     """
-    clip = _clip_of(settings)
-    step = 1 / _rate(settings)
+    clip = clip_of(settings)
+    step = 1 / Timing.of(settings, clip).rate
     span = round((count - 1) * step) + 1
     last = _last_frames(settings, span, max(0, clip.num_frames - span))
     if len(last) < min(span, clip.num_frames):  # it holds fewer frames than it claims
@@ -226,7 +237,7 @@ def context_frames(settings: FilmSettings, count: int) -> Tensor:
 def _last_frames(settings: FilmSettings, count: int, start: int) -> deque[Tensor]:
     """Read from frame `start` on, and return the last `count` frames at the model's size, uint8 [3 h w]."""
     last: deque[Tensor] = deque(maxlen=count)
-    with open_video(_clip_of(settings).path) as reader:
+    with open_video(clip_of(settings).path) as reader:
         for frame in reader.frames(start):
             last.append(resize(frame.pixels[None], settings.height, settings.width)[0])
     return last
@@ -244,64 +255,9 @@ def invert_tail(
     return Tail(latents[:, :, -rule.overlap :], states[0], trajectory)
 
 
-@dataclass(frozen=True)
-class ClipShots:
-    """New frames at the clip's size and rate, encoded to be joined to it."""
-
-    settings: FilmSettings
-    given: int
-    joint: Joint | None
-
-    @property
-    def clip(self) -> ClipSettings:
-        return _clip_of(self.settings)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.clip.height, self.clip.width
-
-    def __call__(self, window: Window, frames: Tensor) -> Tensor:
-        first = window.new_from - self.given + 1
-        chosen = [j - first for j in self._model_frames(first, first + window.num_new)]
-        return resize(frames[chosen], *self.size) if chosen else frames[:0]
-
-    def encoding(self) -> dict[str, Any]:
-        if self.joint is not None:
-            joint = self.joint
-            return {
-                "crf": self.settings.crf,
-                "color": joint.color,
-                "pix_fmt": joint.pix_fmt,
-                "parameter_set": joint.parameter_set,
-            }
-        return {**own_encoding(self.settings), "time_base": TICK}
-
-    def _model_frames(self, start: int, stop: int) -> Iterator[int]:
-        """Yield, for every frame that the film shows of start .. stop - 1, the model's frame."""
-        rate = _rate(self.settings)
-        low, high = math.floor((start - 1) / rate), math.ceil((stop + 1) / rate)
-        for shown in range(max(1, low), min(high, self.clip.num_added) + 1):
-            if start <= (frame := model_frame(shown, rate)) < stop:
-                yield frame
-
-
-def clip_shots(run: RunFolder) -> ClipShots:
-    """Return how the run's new frames get into the film."""
-    clip = _clip_of(run.settings)
-    joint = joint_of(clip.path, run.film) if clip.how == "copy" else None
-    return ClipShots(run.settings, int(run.record.plan["given"]), joint)
-
-
-def own_encoding(settings: FilmSettings) -> dict[str, Any]:
-    """Return the encoder of films whose clip is encoded again."""
-    if _clip_of(settings).how == "lossless":
-        return {"codec": "h264-lossless"}
-    return {"codec": "h264", "crf": settings.crf}
-
-
 def finish_extension(run: RunFolder) -> tuple[dict[str, float], list[str]]:
     """Join the clip and the new frames, and return the drift's summary and what the user should know."""
-    clip = _clip_of(run.settings)
+    clip = clip_of(run.settings)
     joined = run.path / f"film{run.film.suffix}"
     segments = [run.segment(k) for k in range(run.record.num_windows) if run.segment(k).is_file()]
     if clip.how == "copy":
@@ -323,7 +279,7 @@ def finish_extension(run: RunFolder) -> tuple[dict[str, float], list[str]]:
 
 def notes_of(settings: FilmSettings) -> list[str]:
     """Return what was done to the clip, a sentence each."""
-    clip = _clip_of(settings)
+    clip = clip_of(settings)
     notes = [
         {
             "copy": "the clip's own frames are untouched: its packets were copied.",
@@ -338,17 +294,21 @@ def notes_of(settings: FilmSettings) -> list[str]:
             f"the model worked at {settings.width}x{settings.height}; "
             f"its frames were resized to the clip's {clip.width}x{clip.height}."
         )
+    rates = float(Fraction(settings.model_fps)), float(Fraction(clip.fps))
     if clip.is_retimed:
+        how = "mixed of neighbours" if clip.retime == "blend" else "repeated or left out"
         notes.append(
-            f"the model works at {float(Fraction(settings.model_fps)):g} frames per second and the clip is at "
-            f"{float(Fraction(clip.fps)):g}: its frames are repeated or left out to keep the clip's rate."
+            f"the model works at {rates[0]:g} frames per second and the clip is at {rates[1]:g}: its frames are {how} "
+            "to keep the clip's rate."
         )
+    elif abs(rates[1] / rates[0] - 1) > SAME_RATE:
+        notes.append(f"each frame of the model, made for {rates[0]:g} per second, is one of the clip's {rates[1]:g}.")
     return notes
 
 
 def _decide(run: RunFolder) -> None:
     """Settle how the clip's frames get into the film, by trying it before any window is made."""
-    clip = _clip_of(run.settings)
+    clip = clip_of(run.settings)
     how: str = "lossless" if clip.source_frames == "auto" else clip.source_frames
     if clip.source_frames in ("auto", "copy"):
         try:
@@ -365,7 +325,7 @@ def _decide(run: RunFolder) -> None:
 
 
 def _try_copy(run: RunFolder) -> None:
-    clip = _clip_of(run.settings)
+    clip = clip_of(run.settings)
     joint = joint_of(clip.path, run.film)
     shots = ClipShots(run.settings, 0, joint)
     segment, joined = run.path / "trial.mp4", run.path / f"trial-film{run.film.suffix}"
@@ -384,7 +344,7 @@ def _try_copy(run: RunFolder) -> None:
 
 
 def _reencode(settings: FilmSettings, target: Path) -> None:
-    clip = _clip_of(settings)
+    clip = clip_of(settings)
     with (
         open_video(clip.path) as reader,
         VideoWriter(
@@ -404,12 +364,27 @@ def _reencode(settings: FilmSettings, target: Path) -> None:
 
 
 def _clip_settings(
-    pipeline: LatentVideoPipeline, clip: Path, meta: VideoMeta, num_frames: int, source_frames: SourceFrames
+    pipeline: LatentVideoPipeline,
+    clip: Path,
+    meta: VideoMeta,
+    num_frames: int,
+    source_frames: SourceFrames,
+    retime: Retime,
+    hand_over_s: float,
 ) -> ClipSettings:
     if num_frames < 1:
         raise UsageError(f"num_frames={num_frames} must be at least 1.")
+    if hand_over_s < 0:
+        raise UsageError(f"hand_over_s={hand_over_s:g} must not be negative.")
     digest = sha256_of(clip)
     run = run_of_film(clip, digest, pipeline)
+    shown, made, hand_over = 0, 0, round(hand_over_s * meta.fps)
+    if run is not None:
+        is_wanted, before = hand_over > 0, run.settings.clip
+        hand_over = 0  # what we made lacks nothing, but may itself be handing over still
+        if before is not None and before.retime == retime:
+            shown, made = before.shown_before + before.num_added, before.made_before + run.settings.num_frames
+            hand_over = before.hand_over_frames if is_wanted and shown < before.hand_over_frames else 0
     return ClipSettings(
         path=str(clip.resolve()),
         sha256=digest,
@@ -419,20 +394,13 @@ def _clip_settings(
         fps=str(meta.fps),
         num_frames=meta.num_frames,
         num_added=num_frames,
-        is_retimed=retiming(meta.fps, pipeline.config.fps) != 1,
+        is_retimed=model_rate(meta.fps, pipeline.config.fps, retime) != 1,
+        retime=retime,
+        shown_before=shown,
+        made_before=made,
+        hand_over_frames=hand_over,
         source_frames=source_frames,
     )
-
-
-def _rate(settings: FilmSettings) -> Fraction:
-    clip = _clip_of(settings)
-    return Fraction(settings.model_fps) / Fraction(clip.fps) if clip.is_retimed else Fraction(1)
-
-
-def _clip_of(settings: FilmSettings) -> ClipSettings:
-    if settings.clip is None:
-        raise CheckpointError("the run's record names no clip to continue.")
-    return settings.clip
 
 
 def _around(side: float, multiple: int) -> tuple[int, int]:

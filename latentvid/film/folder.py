@@ -5,6 +5,7 @@
       windows/000007.json    written last: with it, window 7 is complete
       windows/000007.safetensors, .mp4      its latents and its encoded segment
       given.safetensors      latents of the last frames of the clip that is continued, where there is one
+      handover.safetensors   what the autoencoder loses of that clip's last frame
       anchors.safetensors    latents of the pictures that it begins or ends with, where there are some
       carry/000008.safetensors              what window 8 starts from; only the newest is kept
       drift.json, drift.png  how the film develops
@@ -120,6 +121,11 @@ class RunFolder:
     def given(self) -> Path:
         """The latents of the last frames of the clip that the film continues."""
         return self.path / "given.safetensors"
+
+    @property
+    def hand_over(self) -> Path:
+        """What of the clip's look the model's frames lack."""
+        return self.path / "handover.safetensors"
 
     @property
     def anchors(self) -> Path:

@@ -172,7 +172,7 @@ def shots_of(run: RunFolder) -> Shots:
     """Return how a run's frames get into its film."""
     if run.settings.clip is None:
         return plain_shots(run)
-    from latentvid.film.extend import clip_shots
+    from latentvid.film.clip_shots import clip_shots
 
     return clip_shots(run)
 

@@ -85,8 +85,12 @@ class Shots(Protocol):
         """Height and width of the film's pictures."""
         ...
 
-    def __call__(self, window: Window, frames: Tensor) -> Tensor:
-        """Turn the window's new frames [t 3 h w] in [-1, 1] into those that the film shows, possibly none."""
+    def __call__(self, window: Window, frames: Tensor, before: Tensor | None) -> Tensor:
+        """Turn the window's new frames [t 3 h w] in [-1, 1] into those that the film shows, possibly none.
+
+        Args:
+            before: the frame in front of them, [3 h w]; None at a film's start.
+        """
         ...
 
     def encoding(self) -> dict[str, Any]:
@@ -106,7 +110,7 @@ class PlainShots:
     def size(self) -> tuple[int, int]:
         return self.settings.height, self.settings.width
 
-    def __call__(self, window: Window, frames: Tensor) -> Tensor:
+    def __call__(self, window: Window, frames: Tensor, before: Tensor | None) -> Tensor:
         return frames
 
     def encoding(self) -> dict[str, Any]:
@@ -167,7 +171,7 @@ class Maker:
         after = settle(Carry(made.tail, state.detach(), frames[-1].clone()))
         curves = self._curves(window, frames, carry.last_frame)
         shifts = self.guard.judge(window.index, curves)
-        num_shown = self.write(window, made, frames)
+        num_shown = self.write(window, made, frames, carry.last_frame)
         save_carry(self.run.carry(window.index + 1), after)
         self.run.commit(
             WindowRecord(
@@ -204,17 +208,20 @@ class Maker:
         self._window = window.index
         self._tell(0)
 
-    def write(self, window: Window, made: MadeWindow, frames: Tensor, *, into: RunFolder | None = None) -> int:
+    def write(
+        self, window: Window, made: MadeWindow, frames: Tensor, before: Tensor | None, *, into: RunFolder | None = None
+    ) -> int:
         """Write a window's latents and its segment; return how many frames the film shows of it.
 
         Args:
+            before: the frame in front of the window's.
             into: another folder than the run's own.
         """
         run = into or self.run
         times = [(window.new_from - self.plan.given + k) / self._meta.fps for k in range(window.num_new)]
         with LatentWriter(run.latents(window.index), self._meta, overwrite=True) as latents:
             latents.write(made.latents[0, :, : window.num_new], times)
-        shown = self.shots(window, frames)
+        shown = self.shots(window, frames, before)
         if len(shown):
             height, width = self.shots.size
             fps = Fraction(self.run.settings.fps)

@@ -102,12 +102,12 @@ class _Again:
         setting = self.maker.setting(window, before, self.prompt, rng=Rng(self.seed))
         clean = sample_between(setting, sampling, window, anchors, places)
         new = clean[:, :, window.new_from - window.start :]
-        state = self.prime()
+        state, in_front = self.prime()
         made = MadeWindow(window, new, Tail(new))
         frames = self.pipeline.decode_window(made, 0, state).cpu()
         curves = self._curves(frames)
         with self.run.staging() as staged:
-            num_shown = self.maker.write(window, made, frames, into=staged)
+            num_shown = self.maker.write(window, made, frames, in_front, into=staged)
             files = [staged.latents(window.index), *([staged.segment(window.index)] if num_shown else [])]
             carried = {name: digest for name, digest in self.old.sha256.items() if name.startswith("carry/")}
             staged.put(
@@ -155,9 +155,9 @@ class _Again:
         numbers = [window.start + place for place in places]
         return torch.cat([self.latents.read(n, n + 1) for n in numbers], dim=1)[None].to(device), places
 
-    def prime(self) -> StreamState:
-        """Return where decoding stands in front of the window's first new frame."""
-        state = StreamState()
+    def prime(self) -> tuple[StreamState, Tensor | None]:
+        """Return where decoding stands in front of the window's first new frame, and the frame there."""
+        state, in_front = StreamState(), None
         reach = sum(
             (KERNEL - 1) * len(module.convs)
             for module in self.pipeline.autoencoder.modules()
@@ -165,9 +165,9 @@ class _Again:
         )
         first = max(self.latents.first, self.window.new_from - reach - 1)
         for chunk in self._chunks(first, self.window.new_from):
-            for _ in self.pipeline.autoencoder.decode([chunk], state=state):
-                pass
-        return state
+            for frames in self.pipeline.autoencoder.decode([chunk], state=state):
+                in_front = frames[-1].cpu()
+        return state, in_front
 
     def _chunks(self, start: int, stop: int) -> Iterator[Tensor]:
         for at in range(start, stop, PRIMING_CHUNK):

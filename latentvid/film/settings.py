@@ -7,12 +7,16 @@ from typing import Literal
 from pydantic import Field
 
 from latentvid.core.config import StrictModel
+from latentvid.core.errors import CheckpointError
 from latentvid.extension.plan import FilmPlan
 from latentvid.extension.rules import RuleConfig
 from latentvid.film.prompts import PromptSchedule
 
 DriftGuard = Literal["warn", "correct", "stop"]
 SourceFrames = Literal["auto", "copy", "lossless", "reencode"]
+Retime = Literal["blend", "repeat", "none"]
+"""How new frames get to a clip's rate where the model has another: mixed of two neighbours, the nearest one, or not at
+all, each frame of the model being one of the clip's."""
 
 
 class Place(StrictModel):
@@ -54,7 +58,14 @@ class ClipSettings(StrictModel):
     num_added: int = Field(ge=1)
     """Frames to add, at the file's own rate."""
     is_retimed: bool
-    """Whether the model's rate is another one, so that new frames are repeated or left out to fit the file's."""
+    """Whether the model's rate is another one, to which new frames are fitted."""
+    retime: Retime = "blend"
+    shown_before: int = Field(0, ge=0)
+    """New frames that this clip, being a film of ours, holds already."""
+    made_before: int = Field(0, ge=0)
+    """Frames that the model made for these."""
+    hand_over_frames: int = Field(0, ge=0)
+    """New frames over which the clip's look goes over into the model's; 0 is at once."""
     source_frames: SourceFrames = "auto"
     """How its frames were asked to get into the film."""
     how: Literal["copy", "lossless", "reencode"] | None = None
@@ -104,6 +115,17 @@ class FilmSettings(StrictModel):
         if self.prompts is None:
             return self.prompt, self.prompt
         return self.prompts.around(plan[index], before=plan[index - 1] if index else None, given=plan.given)
+
+
+def clip_of(settings: FilmSettings) -> ClipSettings:
+    """Return the clip that a film continues.
+
+    Raises:
+        CheckpointError: it continues none.
+    """
+    if settings.clip is None:
+        raise CheckpointError("the run's record names no clip to continue.")
+    return settings.clip
 
 
 class FilmFacts(StrictModel):

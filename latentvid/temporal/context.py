@@ -35,21 +35,27 @@ class ClipContext:
     num_frames: int = 1
     state: StreamState | None = None
     motion: Tensor | None = None
+    levels: Tensor | None = None
 
     @contextmanager
     def clip(
-        self, num_frames: int, state: StreamState | None = None, *, motion: Tensor | None = None
+        self,
+        num_frames: int,
+        state: StreamState | None = None,
+        *,
+        motion: Tensor | None = None,
+        levels: Tensor | None = None,
     ) -> Iterator[None]:
         """Declare that batches [b*t c h w] hold `num_frames` = t frames, continuing `state` where given.
 
         The state is updated in place; without one, a pass is a film of its own. `motion` is what the text says of
-        every frame, [b*t d], where layers listen to it.
+        every frame, [b*t d], where layers listen to it; `levels` how noisy every frame is, [b t], in any measure.
         """
-        before = (self.num_frames, self.state, self.motion)
-        self.num_frames, self.state, self.motion = num_frames, state, motion
+        before = (self.num_frames, self.state, self.motion, self.levels)
+        self.num_frames, self.state, self.motion, self.levels = num_frames, state, motion, levels
         try:
             yield
             if state is not None:
                 state.num_frames_seen += num_frames
         finally:
-            self.num_frames, self.state, self.motion = before
+            self.num_frames, self.state, self.motion, self.levels = before

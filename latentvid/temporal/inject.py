@@ -37,9 +37,14 @@ def inject(network: nn.Module, makers: Mapping[type[nn.Module], Maker]) -> list[
     for name, block in blocks:
         if hasattr(block, CHILD):
             raise ValueError(f"{name} has temporal layers already")
-        block.add_module(CHILD, makers[type(block)](_out_channels(block), name))
-        block.register_forward_hook(_run_temporal)
+        attach(block, makers[type(block)](_out_channels(block), name))
     return [name for name, _ in blocks]
+
+
+def attach(block: nn.Module, layer: nn.Module) -> None:
+    """Put one temporal layer after one block."""
+    block.add_module(CHILD, layer)
+    block.register_forward_hook(_run_temporal)
 
 
 def is_temporal(parameter_name: str) -> bool:

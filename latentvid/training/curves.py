@@ -1,4 +1,4 @@
-"""Learning curves of a finetuning as a picture: loss, PSNR and flicker against steps, a column for each stage."""
+"""Learning curves of a finetuning as a picture: loss and held-out figures against steps, a column for each stage."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def curves(logs: Mapping[str, Records]) -> Image.Image:
     """Return the picture of the stages' records, side by side: each has its own terms of loss, and crops."""
     width = WIDTHS[min(len(logs), len(WIDTHS)) - 1]
     columns = [_column(name, records, width) for name, records in logs.items()]
-    sheet = Image.new("RGB", (width * len(columns), columns[0].height), "white")
+    sheet = Image.new("RGB", (width * len(columns), max(column.height for column in columns)), "white")
     for k, column in enumerate(columns):
         sheet.paste(column, (k * width, 0))
     return sheet
@@ -69,6 +69,9 @@ def _column(stage: str, records: Records, width: int) -> Image.Image:
             [_series(AFTER, "flicker", validations), _series(BEFORE, "flicker_frame_by_frame", validations)],
         ),
     ]
+    if any("lpips" in record for record in validations):
+        lines = [_series(AFTER, "lpips", validations), _series(BEFORE, "lpips_frame_by_frame", validations)]
+        panels.append(Panel("held-out crops: LPIPS", lines))
     return line_chart(panels, title=stage, x_label="step", width=width, panel_height=170)
 
 

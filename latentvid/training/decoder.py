@@ -179,8 +179,11 @@ class DecoderTask(Task):
         return batches
 
     def score(self, figures: Mapping[str, float]) -> float | None:
-        """Return the PSNR on held-out clips, where stills are as good as they were."""
-        return figures["psnr"] if figures["image_guard"] else None
+        """Return how small the loss on held-out clips is, where stills are as good as they were.
+
+        What is trained for decides: PSNR alone would keep weights that blur, whatever the LPIPS term is worth.
+        """
+        return -figures["loss"] if figures["image_guard"] else None
 
     def validated(self, figures: Mapping[str, float]) -> None:
         if self.adversary is not None:
@@ -188,8 +191,8 @@ class DecoderTask(Task):
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Return PSNR (dB) and flicker (mean absolute error of frame differences, in 8-bit levels) of held-out clips,
-        the same of the frame-by-frame decoder, and the PSNR of their frames as stills."""
+        """Return the loss, PSNR (dB), flicker (mean absolute error of frame differences, in 8-bit levels) and, where it
+        is trained for, LPIPS of held-out clips, the same of the frame-by-frame decoder, and their PSNR as stills."""
         device = self.autoencoder.device
         self.image.to(device)
         sums: dict[str, float] = {}
@@ -198,14 +201,19 @@ class DecoderTask(Task):
         for pick in picks:
             video = as_network_input(cache.video(pick)[None].to(device))
             latents = cache.latents(pick)[None].to(device)
-            figures = _compared(self.autoencoder.decode_chunk(latents), video)
-            before = _compared(_frame_by_frame(self.image, latents), video)
+            figures = self._compared(self.autoencoder.decode_chunk(latents), video)
+            before = self._compared(_frame_by_frame(self.image, latents), video)
             stills = _compared(_frame_by_frame(self.autoencoder, latents), video)
             found = {**figures, **{f"{k}_frame_by_frame": v for k, v in before.items()}, "image_psnr": stills["psnr"]}
             sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
         means = {name: value / len(picks) for name, value in sums.items()}
         means["image_guard"] = float(means["image_psnr"] >= means["psnr_frame_by_frame"] - GUARD_DB)
         return means
+
+    def _compared(self, decoded: Tensor, video: Tensor) -> dict[str, float]:
+        loss, terms = self.loss(decoded.transpose(1, 2), video.transpose(1, 2))
+        figures = {**_compared(decoded, video), "loss": float(loss)}
+        return {**figures, "lpips": float(terms["lpips"])} if "lpips" in terms else figures
 
     def export(self, folder: Path) -> None:
         """Write the autoencoder, its temporal layers (`delta/`) where only they were ever trained, and

@@ -47,6 +47,8 @@ class DiffusionOptions(StrictModel):
     """Share of the videos whose first frames are shown (almost) clean, to learn continuation."""
     max_context: int = Field(8, ge=1)
     """The most frames shown clean."""
+    behind_share: float = Field(0.0, ge=0, le=1)
+    """Share of those whose last frames are shown too, to learn what lies between: re-rolled windows, end frames."""
     context_sigma: float = Field(0.15, ge=0, lt=1)
     """Half of the shown frames are noised up to this level: a model that has only seen perfect pasts drifts."""
     caption_dropout: float = Field(0.1, ge=0, le=1)
@@ -186,9 +188,12 @@ class DiffusionTask(Task):
         levels = torch.minimum(schedule.timestep_of(sigma), steps)
         if schedule.kind == "vp":  # whole steps, as in sampling
             steps, levels = steps.floor(), levels.floor()
-        count = rng.child("context").integers(1, min(options.max_context, max(1, frames - 1)) + 1, batch)[0]
-        shown = rng.child("shown").uniform(batch)[0] < context_share
-        is_context = (torch.arange(frames)[None] < count[:, None]) & shown[:, None]
+        places, most = torch.arange(frames)[None], min(options.max_context, max(1, frames - 1))
+        count = rng.child("context").integers(1, most + 1, batch)[0][:, None]
+        behind = rng.child("context behind").integers(1, most + 1, batch)[0][:, None].clamp(max=frames - 1 - count)
+        shown = rng.child("shown").uniform(batch)[0][:, None] < context_share
+        shown_behind = rng.child("shown behind").uniform(batch)[0][:, None] < options.behind_share
+        is_context = ((places < count) | (shown_behind & (places >= frames - behind))) & shown
         return torch.where(is_context, levels[:, None], steps[:, None]).float(), is_context
 
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -67,7 +67,7 @@ class FinetuneLoop(LoopConfig):
     save_every: int = Field(100, ge=1)
     validate_every: int = Field(100, ge=1)
     keep: Literal["last", "best"] = "best"
-    """By PSNR on held-out crops, of weights that cost single frames no more than the guard allows."""
+    """By the loss on held-out crops, of weights that cost single frames no more than the guard allows."""
     patience: int = Field(8, ge=0)
 
 

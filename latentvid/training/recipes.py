@@ -175,6 +175,8 @@ class DiffusionRecipe(StrictModel):
     """Flow time shift: larger spends more of training and sampling on noisy levels."""
     fps: float = Field(12.0, gt=0)
     """Written into the pipeline: the rate at which its clips are meant to be seen."""
+    given_frames: bool = False
+    """Show frames that are to be made the given ones (`temporal.given`); a U-Net that is taken grows the layer."""
     options: DiffusionOptions = DiffusionOptions()
     loop: LoopConfig = LoopConfig()
 
@@ -218,12 +220,17 @@ class DiffusionRecipe(StrictModel):
     def _networks(self, vae: ImageAutoencoder, caches: dict[str, Latents]) -> tuple[Any, Any, TemporalUNet, Any]:
         if self.init is not None:
             given = LatentVideoPipeline.from_pretrained(self.init)
-            return given.tokenizer, given.text_encoder, given.unet, given.scheduler
+            return given.tokenizer, given.text_encoder, self._grown(given.unet), given.scheduler
         cache = next(iter(caches.values()))
         captions = [text for held in caches.values() for texts in held.captions for text in texts]
         tokenizer, text_encoder = self.text.build(captions or [""])
         unet = self.unet.build(vae.latent_channels, cache.latents(0).shape[-1], self.text.width)
-        return tokenizer, text_encoder, unet, FlowMatchEulerDiscreteScheduler(shift=self.shift)
+        return tokenizer, text_encoder, self._grown(unet), FlowMatchEulerDiscreteScheduler(shift=self.shift)
+
+    def _grown(self, unet: TemporalUNet) -> TemporalUNet:
+        if unet.config.temporal_given_frames or not self.given_frames:
+            return unet
+        return TemporalUNet.from_image(unet, temporal_given_frames=True)
 
 
 class WordsRecipe(StrictModel):

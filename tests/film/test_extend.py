@@ -15,7 +15,7 @@ import torch
 
 from latentvid.core.errors import InputError, UsageError
 from latentvid.core.files import sha256_of
-from latentvid.film.extend import extend_clip, model_frame, model_size
+from latentvid.film.extend import extend_clip, model_size
 from latentvid.film.folder import RunFolder
 from latentvid.film.generate import resume_film
 from latentvid.film.joins import joins_of_film
@@ -107,16 +107,38 @@ def test_what_is_longer_begins_the_same(pipeline: LatentVideoPipeline, tmp_path:
 
 def test_other_rates_sizes_and_turns_are_matched(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "clip.mkv", fps=25, width=51, height=37, num_frames=5, codec="ffv1")
-    report = extend_clip(pipeline, clip, tmp_path / "longer.mp4", num_frames=9, **STEPS)
-    (own, _), (whole, times) = read(clip), read(tmp_path / "longer.mp4")
-    assert whole.shape == (14, 3, 37, 51)
-    assert torch.equal(whole[:5], own)
-    assert np.allclose(np.diff([float(t) for t in times]), 1 / 25, atol=1e-4)
-    assert len(report.notes) == 4
-    assert "without loss" in report.notes[0]
-    # Every second frame or so is shown twice.
-    steps = (whole[5:].float().diff(dim=0)).abs().flatten(1).amax(1)
-    assert int((steps == 0).sum()) >= 3
+    moves = {}
+    for retime in ("blend", "repeat", "none"):
+        report = extend_clip(
+            pipeline, clip, tmp_path / f"{retime}.mp4", num_frames=9, retime=retime, hand_over_s=0, **STEPS
+        )
+        (own, _), (whole, times) = read(clip), read(tmp_path / f"{retime}.mp4")
+        assert whole.shape == (14, 3, 37, 51)
+        assert torch.equal(whole[:5], own)
+        assert np.allclose(np.diff([float(t) for t in times]), 1 / 25, atol=1e-4)
+        assert len(report.notes) == 4
+        assert "without loss" in report.notes[0]
+        moves[retime] = whole[5:].float().diff(dim=0).abs().flatten(1).mean(1)
+    # Every second frame or so is shown twice; or mixed of two; or there are more of the model's.
+    assert int((moves["repeat"] == 0).sum()) >= 3
+    assert int((moves["blend"] == 0).sum()) == 0 == int((moves["none"] == 0).sum())
+    assert moves["blend"].max() < moves["repeat"].max()
+
+
+def test_the_look_of_the_clip_goes_over_into_the_models(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "clip.mkv", codec="ffv1")
+    last = read(clip)[0][-1].float()
+
+    def made(name: str, hand_over_s: float) -> torch.Tensor:
+        given = {"num_frames": 9, "source_frames": "lossless", "hand_over_s": hand_over_s, **STEPS}
+        extend_clip(pipeline, clip, tmp_path / f"{name}.mkv", crf=0, **given)  # type: ignore[arg-type]
+        return read(tmp_path / f"{name}.mkv")[0][14:].float()
+
+    at_once, gradual = made("at_once", 0), made("gradual", 0.5)
+    gap = (gradual - at_once).abs().flatten(1).mean(1)
+    assert gap[0] > gap[2] > gap[4] > 0
+    assert torch.equal(gradual[6:], at_once[6:])  # half a second is six frames
+    assert (gradual[0] - last).abs().mean() < (at_once[0] - last).abs().mean()
 
 
 def test_reencoding_on_demand(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
@@ -166,11 +188,6 @@ def test_a_clip_that_changed_is_refused(pipeline: LatentVideoPipeline, tmp_path:
     with pytest.raises(InputError, match="was changed"):
         resume_film(tmp_path / "film.run", pipeline=pipeline)
     assert RunFolder.open(tmp_path / "film.run").num_complete() == 0
-
-
-def test_retiming() -> None:
-    assert [model_frame(k, Fraction(1)) for k in (1, 2, 3)] == [1, 2, 3]
-    assert [model_frame(k, Fraction(2)) for k in (1, 2, 3)] == [2, 4, 6]
 
 
 def test_the_model_size_keeps_the_shape(pipeline: LatentVideoPipeline) -> None:

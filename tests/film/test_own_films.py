@@ -18,7 +18,7 @@ from latentvid.film.latents import FilmLatents
 from latentvid.film.reroll import reroll_window
 from latentvid.pipeline import LatentVideoPipeline
 from latentvid.video.append import begins_with
-from tests.film.test_extend import write_clip
+from tests.film.test_extend import read, write_clip
 from tests.film.test_generate import Stop, stop_in
 from tests.film.tiny import STEPS
 
@@ -58,6 +58,24 @@ def test_ten_times(pipeline: LatentVideoPipeline, tmp_path: Path, monkeypatch: p
     before = FilmLatents(RunFolder.open(tmp_path / "9.run"))
     assert latents.plan.given == before.stop
     assert torch.equal(latents.read(before.stop - 8, before.stop), before.tail(8))
+
+
+def test_rates_and_hand_over_go_on_through_films_of_ours(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
+    """A film of 12 new frames that is continued by 13 shows what one of 25 does."""
+    clip = write_clip(tmp_path / "clip.mkv", fps=25, codec="ffv1")
+    given = {"rule": {"kind": "context", "overlap": 2}, "crf": 0, "source_frames": "lossless", **STEPS}
+    # 12 frames at 25 a second are 6 of the model's, and a window has as many: the films' windows are the same.
+    extend_clip(pipeline, clip, tmp_path / "whole.mkv", num_frames=25, **given)  # type: ignore[arg-type]
+    extend_clip(pipeline, clip, tmp_path / "a.mkv", num_frames=12, **given)  # type: ignore[arg-type]
+    extend_clip(pipeline, tmp_path / "a.mkv", tmp_path / "b.mkv", num_frames=13, **given)  # type: ignore[arg-type]
+    films = [RunFolder.open(tmp_path / f"{name}.run") for name in ("whole", "a", "b")]
+    clips = [film.settings.clip for film in films]
+    assert [c.hand_over_frames for c in clips if c] == [25, 25, 25]
+    assert clips[2] is not None
+    assert (clips[2].shown_before, clips[2].made_before) == (12, 6)
+    whole, joined = read(tmp_path / "whole.mkv")[0], read(tmp_path / "b.mkv")[0]
+    assert len(whole) == len(joined) == 14 + 25
+    assert torch.equal(whole, joined)
 
 
 def test_what_was_edited_is_encoded(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:

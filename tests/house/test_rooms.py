@@ -25,7 +25,14 @@ ROW = {room: number for number, row in enumerate(ROWS) for room in row}
 NEIGHBOURS = {("pipeline", "extension"), ("pipeline", "pipeline_folder"), ("pipeline_folder", "extension")}
 """Rooms of one row of which the first may use the second."""
 
-OWNERS = {"av": "video/", "decord": "video/", "torchcodec": "video/", "accelerate": "training/loop.py", "typer": "cli/"}
+OWNERS = {
+    "av": "video/",
+    "decord": "video/",
+    "torchcodec": "video/",
+    "accelerate": "training/loop.py",
+    "ray": "autoencoders/ray_batch.py",
+    "typer": "cli/",
+}
 """Outside packages that a single room, or file, knows."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))

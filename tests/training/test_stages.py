@@ -225,8 +225,8 @@ def test_the_best_weights_are_kept_and_patience_ends(
 
 def test_weights_that_cost_stills_are_not_kept(cache: LatentCache) -> None:
     work = task(cache)
-    assert work.score({"psnr": 30.0, "image_guard": 1.0}) == 30.0
-    assert work.score({"psnr": 40.0, "image_guard": 0.0}) is None
+    assert work.score({"loss": 0.3, "psnr": 30.0, "image_guard": 1.0}) == -0.3
+    assert work.score({"loss": 0.1, "psnr": 40.0, "image_guard": 0.0}) is None
 
 
 def test_the_guard_looks_back_to_the_first_image_decoder(cache: LatentCache) -> None:

@@ -3,7 +3,8 @@
 Its norms take their statistics over all frames of a pass, so what it gives depends on how a film is cut. diffusers
 cuts after 9 frames (3 latents) and then every 8 (2 latents) where there are 8k + 1 frames, the lengths that it was
 trained on; here every film is padded to such a length and cut in just this way, however it arrives. That is bit by
-bit what diffusers makes of the padded film, and memory does not grow with the film.
+bit what diffusers makes of the padded film, and memory does not grow with the film. Tiles of large pictures have
+statistics of their own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ class CogVideoXAutoencoder(VideoAutoencoder):
 
     kind = "AutoencoderKLCogVideoX"
     group = 2
+    # The caches of a tile are a third of what a pass over it takes; those of two films would leave little to be saved.
+    shares_norms = False
 
     def _geometry(self, config: Any) -> tuple[int, int, int]:
         if config.temporal_compression_ratio != 4:

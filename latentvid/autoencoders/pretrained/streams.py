@@ -116,6 +116,21 @@ def regroup(parts: Iterable[Tensor], first: int, then: int, *, dim: int) -> Iter
         yield torch.cat(waiting, dim), True
 
 
+def stretches(parts: Iterable[Tensor], length: int, reach: int) -> Iterator[tuple[Tensor, int, int]]:
+    """Cut a film [b c t h w] into stretches of `length` frames, each with up to `reach` more on either side.
+
+    Yields:
+        Frames, how many of them come before the stretch, and its length, which is up to `reach` more at the film's end.
+    """
+    film: Tensor | None = None
+    before = 0
+    for part, is_last in regroup(parts, length + reach, length, dim=2):
+        film = part if film is None else torch.cat([film, part], dim=2)
+        end = film.shape[2] - (0 if is_last else reach)
+        yield film, before, end - before
+        film, before = film[:, :, max(0, end - reach) :], min(end, reach)
+
+
 def marked(parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
     """Yield each part, and whether it is the last."""
     before: Tensor | None = None

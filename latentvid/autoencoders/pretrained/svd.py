@@ -13,15 +13,19 @@ so that diffusers gives another result for every way to cut a film. Two things a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentvid.autoencoders.pretrained.streams import Layer, Stream, convolve, marked, run
+from latentvid.autoencoders.budget import Cost
+from latentvid.autoencoders.pretrained.streams import Layer, Stream, convolve, marked, run, stretches
 from latentvid.autoencoders.video import PerPass, VideoAutoencoder
+
+STRETCH = 2
+"""Frames that a tile gives at a time, over those that it looks at before and after them."""
 
 
 class SvdAutoencoder(VideoAutoencoder):
@@ -45,6 +49,22 @@ class SvdAutoencoder(VideoAutoencoder):
         for part, is_last in marked(self._cut(latents, per_pass)):
             most = per_pass(*(side * self.spatial_factor for side in part.shape[-2:]))
             yield from run(layers, part, stream, most, is_last=is_last)
+
+    def _decode_tile(self, latents: Iterator[Tensor], per_pass: PerPass) -> Iterator[Tensor]:
+        """Decode anew every stretch of a film, with the frames around it as far as the layers look.
+
+        The delay lines are most of what decoding takes; like this no tile has any while others have their turn.
+        """
+        reach = self.num_temporal_convs
+        for part, skipped, length in stretches(latents, STRETCH * reach, reach):
+            yield torch.cat([*self._decode(iter([part]), per_pass)], dim=2)[:, :, skipped : skipped + length].clone()
+
+    @cached_property
+    def _decode_tile_cost(self) -> Cost:
+        """A pass as ever, and the frames of a stretch and around it: as parts, joined, and for both films of a tile."""
+        pass_cost = self._decode_cost
+        frames = 3 * self.dtype.itemsize * (STRETCH + 2) * self.num_temporal_convs
+        return Cost(pass_cost.frame_bytes + pass_cost.state_bytes + 2 * frames, 2 * frames)
 
 
 def decoder_layers(decoder: Any) -> list[Layer]:

@@ -1,0 +1,91 @@
+"""What becomes of new frames on their way into a continued clip: its rate, its size, its look for a while."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentvid.extension.plan import Window
+from latentvid.film.folder import RunFolder
+from latentvid.film.handover import HandOver
+from latentvid.film.settings import ClipSettings, FilmSettings, clip_of
+from latentvid.film.timing import Timing
+from latentvid.video.append import Joint, joint_of
+from latentvid.video.pixels import resize
+
+TICK = Fraction(1, 90_000)
+"""The clock of films whose clip is encoded again; clips of any rate keep their times on it, nearly."""
+
+
+@dataclass(frozen=True)
+class ClipShots:
+    """New frames at the clip's size and rate, encoded to be joined to it."""
+
+    settings: FilmSettings
+    given: int
+    joint: Joint | None
+    """What the clip's packets ask for, where they are copied."""
+    hand_over: HandOver | None = None
+
+    @property
+    def clip(self) -> ClipSettings:
+        return clip_of(self.settings)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.clip.height, self.clip.width
+
+    def __call__(self, window: Window, frames: Tensor, before: Tensor | None) -> Tensor:
+        timing, start = Timing.of(self.settings, self.clip), window.new_from - self.given + 1
+        numbers = [n for n in timing.within(start, start + window.num_new) if n <= self.clip.num_added]
+        if not numbers:
+            return frames[:0]
+        reel = torch.cat([(frames[0] if before is None else before)[None], frames])
+        places = [timing.shown_at(number) - start + 1 for number in numbers]
+        pictures = resize(torch.stack([_between(reel, place) for place in places]), *self.size)
+        if self.hand_over is None:
+            return pictures
+        shown = self.clip.shown_before
+        return torch.stack([self.hand_over(p, shown + n) for p, n in zip(pictures, numbers, strict=True)])
+
+    def encoding(self) -> dict[str, Any]:
+        if self.joint is not None:
+            joint = self.joint
+            return {
+                "crf": self.settings.crf,
+                "color": joint.color,
+                "pix_fmt": joint.pix_fmt,
+                "parameter_set": joint.parameter_set,
+            }
+        return {**own_encoding(self.settings), "time_base": TICK}
+
+
+def clip_shots(run: RunFolder) -> ClipShots:
+    """Return how the run's new frames get into the film.
+
+    Raises:
+        CheckpointError: the run folder lacks what they need.
+    """
+    clip = clip_of(run.settings)
+    joint = joint_of(clip.path, run.film) if clip.how == "copy" else None
+    hand_over = HandOver.load(run.hand_over, clip.hand_over_frames) if clip.hand_over_frames else None
+    return ClipShots(run.settings, int(run.record.plan["given"]), joint, hand_over)
+
+
+def own_encoding(settings: FilmSettings) -> dict[str, Any]:
+    """Return the encoder of films whose clip is encoded again."""
+    if clip_of(settings).how == "lossless":
+        return {"codec": "h264-lossless"}
+    return {"codec": "h264", "crf": settings.crf}
+
+
+def _between(reel: Tensor, place: Fraction) -> Tensor:
+    """Return the picture at a place of [t 3 h w], mixed of the two that it lies between."""
+    index = math.floor(place)
+    share = float(place - index)
+    return torch.lerp(reel[index], reel[index + 1], share) if share else reel[index]
