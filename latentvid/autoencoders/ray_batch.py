@@ -148,7 +148,7 @@ class _Worker:
         return {"outcome": pickle.dumps((number, self._outcome(number, job)))}
 
     def _outcome(self, number: int, job: Job) -> dict[str, Any] | Exception:
-        """Return a clip's record, or what ends the batch: raised, Ray would wrap it, and its exit code would be lost."""
+        """Return a clip's record, or what ends the batch: raised, Ray would wrap it, and lose its exit code."""
         import ray
 
         if ray.get(self.attempts.begin.remote(number)) > ATTEMPTS:

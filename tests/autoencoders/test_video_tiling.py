@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -101,9 +103,11 @@ def test_a_tile_decoded_in_stretches_is_the_stream(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("kind", "worst"), [("svd", 0.3), ("cogvideox", 0.3), ("wan", 0.3), ("ltx", 0.3), ("hunyuan", 0.3)]
+    ("kind", "worst", "over_rest"),
+    [("svd", 0.16, 1.5), ("cogvideox", 0.1, 1.5), ("wan", 0.1, 1.5), ("ltx", 0.1, 15), ("hunyuan", 0.12, 1.5)],
 )
-def test_the_seam_is_no_worse_than_the_rest(kind: str, worst: float) -> None:
+def test_the_seam_is_no_worse_than_the_rest(kind: str, worst: float, over_rest: float) -> None:
+    """In shares of the film's spread. LTX has no norms over pictures, so away from the seam it is nearly exact."""
     size, tile, overlap = (8, 26), (8, 17), 8
     z = latents(autoencoder(kind), 5, size)
     whole = torch.cat([*autoencoder(kind).decode([z])])
@@ -117,15 +121,25 @@ def test_the_seam_is_no_worse_than_the_rest(kind: str, worst: float) -> None:
         at = float(what[..., seam].abs().mean())
         rest = float(torch.cat([what[..., : seam.start], what[..., seam.stop :]], dim=-1).abs().mean())
         figures += [at / float(whole.std()), rest / float(whole.std())]
-    print(kind, [round(f, 4) for f in figures])
     assert figures[0] <= worst
-    assert figures[0] <= 1.5 * figures[1] + 1e-3
-    assert figures[2] <= 1.5 * figures[3] + 1e-3
+    assert figures[0] <= over_rest * figures[1] + 1e-3
+    assert figures[2] <= over_rest * figures[3] + 1e-3
+
+
+minutes = pytest.mark.skipif(
+    not os.environ.get("LATENTVID_SLOW"), reason="counting every tensor takes minutes; LATENTVID_SLOW=1 does"
+)
 
 
 @pytest.mark.parametrize(
     ("kind", "lengths"),
-    [("svd", (45, 67)), ("cogvideox", (17, 33)), ("wan", (17, 33)), ("ltx", (33, 65)), ("hunyuan", (49, 85))],
+    [
+        ("wan", (9, 17)),
+        ("ltx", (33, 65)),
+        pytest.param("cogvideox", (17, 33), marks=minutes),
+        pytest.param("svd", (45, 67), marks=minutes),
+        pytest.param("hunyuan", (49, 85), marks=minutes),
+    ],
 )
 def test_tiles_keep_the_memory_at_any_length(kind: str, lengths: tuple[int, int]) -> None:
     """Tensors that are alive at one time; the count leaves room for what kernels take besides."""
@@ -140,7 +154,6 @@ def test_tiles_keep_the_memory_at_any_length(kind: str, lengths: tuple[int, int]
     network.max_memory = int(tile.frame_bytes * area + held) + 1
     assert network.tiles_per_frame(height, width) == 2
     peaks = [live_bytes(network.decode(latents(network, n, size).split(1, dim=1)))[0] for n in lengths]
-    print(kind, peaks, network.max_memory)
     assert max(peaks) <= network.max_memory
     assert peaks[1] <= 1.05 * peaks[0]
     network.max_memory = int(held)
