@@ -68,6 +68,8 @@ def make_window(window: Window, rule: OverlapRule, solver: Solver, setting: Sett
         renoise=_renoise(setting, window, start),
         on_step=start.on_step,
     )
+    if start.finish is not None:
+        clean = start.finish(clean)
     first_new = window.new_from - window.start
     recorded = start.recorder.trajectory if start.recorder else None
     noise = start.noise if start.recorder else None

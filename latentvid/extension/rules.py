@@ -7,7 +7,9 @@ new frames' noise depends on the past, and the first frames retrace recorded sta
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal, Protocol
 
 import torch
@@ -48,6 +50,8 @@ class Start:
     denoise: Denoise
     on_step: OnStep | None = None
     recorder: TrajectoryRecorder | None = None
+    finish: Callable[[Tensor], Tensor] | None = None
+    """What is done to the clean window."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,10 @@ class ContextRule(StrictModel):
     overlap: int = Field(8, ge=1)
     context_sigma: float = Field(0.0, ge=0, lt=1)
     """Noise level at which the given frames are shown; some keeps long films from feeding on their own errors."""
+    bridge: int = Field(1, ge=0)
+    """Given frames, the last ones, that are not shown but made again. By what the very last came out wrong all new
+    frames are corrected: most of a window's error is common to its frames, and shows as a step at the join. Of
+    `overlap` frames one is always shown."""
 
     @property
     def append_overlap(self) -> bool:
@@ -95,6 +103,9 @@ class ContextRule(StrictModel):
         if tail is None:
             return Start(noise, setting.denoise)
         given = tail.latents[:, :, -self.overlap :]
+        num_again = min(self.bridge, self.overlap - 1)
+        finish = partial(_joined, given) if num_again else None
+        given = given[:, :, : self.overlap - num_again]
         level, context_noise = None, None
         if self.context_sigma:
             level = setting.schedule.level(setting.schedule.timestep_of(self.context_sigma))
@@ -102,7 +113,7 @@ class ContextRule(StrictModel):
             rng = setting.rng.child("context")
             context_noise = setting.prior.sample(shape, rng=rng, first_frame=window.start).to(setting.device)
         denoise = with_clean_context(setting.denoise, given, context_level=level, context_noise=context_noise)
-        return Start(noise, denoise)
+        return Start(noise, denoise, finish=finish)
 
 
 class ReuseRule(StrictModel):
@@ -140,6 +151,13 @@ class ReuseRule(StrictModel):
         ).to(setting.device)
         guidance = StagedGuidance(tail.trajectory, share=self.guidance_share, num_steps=num_steps)
         return Start(noise, setting.denoise, chain(guidance, recorder), recorder)
+
+
+def _joined(given: Tensor, clean: Tensor) -> Tensor:
+    """Return the window with the frames that it was given, and the others moved by what the last of these lacks."""
+    overlap = given.shape[2]
+    error = clean[:, :, overlap - 1 : overlap] - given[:, :, -1:]
+    return torch.cat([given.to(clean), clean[:, :, overlap:] - error], dim=2)
 
 
 RuleConfig = Annotated[ContextRule | ReuseRule, Field(discriminator="kind")]

@@ -18,7 +18,7 @@ from latentvid.core.errors import ResourceError
 from latentvid.core.rng import Rng
 from latentvid.extension.plan import FilmPlan, Window
 from latentvid.extension.rollout import MadeWindow, make_window
-from latentvid.extension.rules import Setting
+from latentvid.extension.rules import ContextRule, Setting
 from latentvid.film.anchors import load_anchors
 from latentvid.film.folder import Carry, RunFolder, load_carry, save_carry, settle
 from latentvid.film.guard import Guard
@@ -162,9 +162,12 @@ class Maker:
         self.begin(window)
         before, prompt = self.run.settings.prompts_of(self.plan, window.index)
         setting = self.setting(window, before, prompt)
-        made = make_window(window, self.sampling.rule, self.sampling.solver, setting, carry.tail)
+        holds_anchors, rule = bool(self.anchors.within(window)), self.sampling.rule
+        if holds_anchors and isinstance(rule, ContextRule):
+            rule = rule.model_copy(update={"bridge": 0})
+        made = make_window(window, rule, self.sampling.solver, setting, carry.tail)
         is_corrected = False
-        if not self.anchors.within(window):  # frames that are given stay as they are
+        if not holds_anchors:  # frames that are given stay as they are
             made, is_corrected = self.guard.correct(window.index, made, rule=self.sampling.rule, levels=setting.levels)
         state = carry.decoder or StreamState()
         frames = self.pipeline.decode_window(made, 0, state).cpu()

@@ -28,6 +28,7 @@ SCHEDULE = NoiseSchedule.from_config({"_class_name": "FlowMatchEulerDiscreteSche
 RULES: list[Any] = [
     ContextRule(overlap=OVERLAP),
     ContextRule(overlap=OVERLAP, context_sigma=0.1),
+    ContextRule(overlap=OVERLAP, bridge=0),
     ReuseRule(overlap=OVERLAP),
     ReuseRule(overlap=OVERLAP, order="mirror"),
     ReuseRule(overlap=OVERLAP, guidance_share=0.0),
@@ -115,6 +116,19 @@ def test_context_continues_what_it_is_shown() -> None:
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
+def test_what_a_window_gets_wrong_in_all_frames_does_not_show_at_the_join() -> None:
+    def off(x: Tensor, level: Level) -> Tensor:
+        spelled = level.per_frame(x.shape[0], x.shape[2])
+        num_clean = int((spelled.sigma[0] == 0).sum())
+        return count_up(x, level) + 3.0 * (torch.arange(x.shape[2]) >= num_clean).view(1, 1, -1, 1, 1) * bool(num_clean)
+
+    made = {bridge: joined(film(ContextRule(overlap=4, bridge=bridge), 20, denoise=off)) for bridge in (0, 1, 2)}
+    expected = torch.arange(20.0).view(1, 1, -1, 1, 1).expand_as(made[1])
+    for bridge in (1, 2):
+        torch.testing.assert_close(made[bridge], expected, atol=1e-4, rtol=0)
+    assert (made[0] - expected).abs()[:, :, WINDOW:].min() > 2.9
+
+
 def test_context_may_be_shown_with_a_little_noise() -> None:
     levels = []
 
@@ -122,7 +136,7 @@ def test_context_may_be_shown_with_a_little_noise() -> None:
         levels.append(level.per_frame(x.shape[0], x.shape[2]))
         return smooth(x, level)
 
-    film(ContextRule(overlap=OVERLAP, context_sigma=0.1), WINDOW + 1, denoise=spy)
+    film(ContextRule(overlap=OVERLAP, context_sigma=0.1, bridge=0), WINDOW + 1, denoise=spy)
     first, second = levels[:STEPS], levels[STEPS:]
     assert all((level.sigma == level.sigma[0, 0]).all() for level in first)
     for level in second:
