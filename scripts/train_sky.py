@@ -1,10 +1,9 @@
-"""Train the shipped sky model from nothing: autoencoder, temporal decoder, images, videos, words, motion, continuation,
-checkpoint.
+"""Train the shipped sky model from nothing: autoencoder, temporal decoder, images, videos, and what videos lack.
 
     python scripts/train_sky.py runs/sky --checkpoint checkpoints/sky
 
 Every stage is an ordinary `latentvid train` run of a config in configs/train, resumes where it stopped, and is
-skipped once it is exported. Two CPU cores with bf16 arithmetic take about two and a half hours.
+skipped once it is exported. Two CPU cores with bf16 arithmetic take about three and a half hours.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from latentvid.pipeline import LatentVideoPipeline
 from latentvid.training import recipes
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "train"
-STAGES = ("autoencoder", "decoder", "images", "videos", "words", "motion", "continuation")
+STAGES = ("autoencoder", "decoder", "images", "videos", "words", "motion", "continuation", "balance")
 SHARD = "12MB"
 
 
@@ -61,7 +60,7 @@ def run_stage(stage: str, folder: Path) -> None:
 
 def assemble(runs: Path, checkpoint: Path) -> None:
     """Join the video model with the finetuned decoder; half precision on disk, since float32 would gain nothing."""
-    pipeline = LatentVideoPipeline.from_pretrained(runs / "continuation" / "export")
+    pipeline = LatentVideoPipeline.from_pretrained(runs / "balance" / "export")
     decoder = runs / "decoder" / "export"
     pipeline.register_modules(vae=load_autoencoder(decoder))
     pipeline.register_to_config(overlap_rule={"kind": "context", "overlap": 8})

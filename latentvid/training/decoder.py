@@ -43,6 +43,9 @@ class DecoderOptions(StrictModel):
     chunk_frames: int | None = Field(None, ge=1)
     """Decode examples in chunks of so many frames, one after another: the past is carried, gradients are not. Null
     decodes them whole."""
+    border: int = Field(0, ge=0)
+    """Pixels at the edges of examples that do not count: networks see padding there, which whole pictures lack, and
+    would learn to mend it."""
     train_spatial: bool = False
     """Train the image decoder's own weights too. Needs more data, and can cost single frames their quality."""
     spatial_rate: float = Field(0.1, gt=0)
@@ -143,8 +146,8 @@ class DecoderTask(Task):
         if "fake" in batch:
             assert self.adversary is not None
             return self.adversary.judge(batch["real"], batch["fake"], share=float(batch["share"]))
-        video = as_network_input(batch["video"])
-        decoded = self._decode(batch["latents"])
+        video = self._inside(as_network_input(batch["video"]))
+        decoded = self._inside(self._decode(batch["latents"]))
         loss, terms = self.loss(decoded.transpose(1, 2), video.transpose(1, 2))
         if self.adversary is None or not self.adversary.is_on:
             return loss, terms
@@ -203,14 +206,19 @@ class DecoderTask(Task):
             latents = cache.latents(pick)[None].to(device)
             figures = self._compared(self.autoencoder.decode_chunk(latents), video)
             before = self._compared(_frame_by_frame(self.image, latents), video)
-            stills = _compared(_frame_by_frame(self.autoencoder, latents), video)
+            stills = self._compared(_frame_by_frame(self.autoencoder, latents), video)
             found = {**figures, **{f"{k}_frame_by_frame": v for k, v in before.items()}, "image_psnr": stills["psnr"]}
             sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
         means = {name: value / len(picks) for name, value in sums.items()}
         means["image_guard"] = float(means["image_psnr"] >= means["psnr_frame_by_frame"] - GUARD_DB)
         return means
 
+    def _inside(self, video: Tensor) -> Tensor:
+        border = self.options.border
+        return video[..., border : video.shape[-2] - border, border : video.shape[-1] - border]
+
     def _compared(self, decoded: Tensor, video: Tensor) -> dict[str, float]:
+        decoded, video = self._inside(decoded), self._inside(video)
         loss, terms = self.loss(decoded.transpose(1, 2), video.transpose(1, 2))
         figures = {**_compared(decoded, video), "loss": float(loss)}
         return {**figures, "lpips": float(terms["lpips"])} if "lpips" in terms else figures

@@ -131,8 +131,11 @@ class FinetuneConfig(StrictModel):
     stages: list[Literal["temporal", "spatial", "long"]] = Field(["temporal"], min_length=1)
     """What to run, in this order: temporal layers only; the spatial decoder too, under a discriminator; long clips in
     chunks with carried pasts."""
-    crop: int = Field(64, ge=16)
+    crop: int = Field(128, ge=16)
     """Height and width of the training crops in pixels; a multiple of the autoencoder's spatial factor."""
+    border: int = Field(16, ge=0)
+    """Pixels at their edges that do not count (no more than a quarter of a crop); all count in crops that are whole
+    pictures."""
     strides: list[int] = Field([1], min_length=1)
     """Every n-th frame, one of these at random per crop."""
     num_clips: int = Field(720, ge=1)
@@ -347,6 +350,8 @@ def build_task(
         files = [(str(c.path.resolve()), c.path.stat().st_size) for c in clips]
         key = cache_name(files, count, options.num_frames, config.crop, config.strides, seed, network.latent_space())
         caches[name] = _cached(crops, network, cache / f"{name}-{key}", on_prepared if name == "train" else None)
+    is_whole = all((clip.height, clip.width) == (config.crop, config.crop) for clip in footage.train)
+    options = options.model_copy(update={"border": 0 if is_whole else min(config.border, config.crop // 4)})
     torch.manual_seed(Rng(seed).seed_of("weights"))  # the new layers draw their first weights from it
     if isinstance(network, TemporalAutoencoder):
         grown = network
