@@ -18,8 +18,8 @@ from latentvid.training.held_out import Footage
 
 _MOST_NAMES = 40
 _KEPT = (
-    "Kept is what was best, by the loss on crops of the held-out clips, of all that cost single frames no more than the "
-    "image guard allows."
+    "Kept is what was best, by the loss on crops of the held-out clips, of all that cost single frames no more than "
+    "the image guard allows."
 )
 
 
