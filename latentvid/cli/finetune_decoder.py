@@ -89,6 +89,7 @@ def run(
     \b
     Example:
       latentvid finetune-decoder footage/ -o runs/decoder --vae taesd --steps 2000 --val held_out/
+      torchrun --nproc_per_node 4 --no-python latentvid finetune-decoder footage/ -o runs/decoder --vae taesd
     """
     from latentvid.video.footage import find_videos
 
@@ -98,6 +99,7 @@ def run(
     from latentvid.core.runtime import resolve_runtime
     from latentvid.training.finetune_estimate import estimate
     from latentvid.training.held_out import find_footage
+    from latentvid.training.loop import is_main_process
 
     runtime = resolve_runtime(device, dtype)
     flags = {
@@ -119,7 +121,7 @@ def run(
     }
     settings = _settings(config, overrides, flags, lpips_trunk)
     base = vae or str(only_checkpoint("--vae"))
-    out = Output(as_json=json, quiet=quiet)
+    out = Output(as_json=json, quiet=quiet or not is_main_process())
     found = find_footage(
         train,
         min_frames=settings.options.num_frames,
@@ -133,7 +135,8 @@ def run(
         _tell_estimate(needs, list(settings.stages), found, runtime, out)
         return
     done = _train(settings, base, found, output, runtime=runtime, resume=resume, out=out)
-    _finish(done, settings, base, found, output, runtime=runtime, command=_command(context), out=out)
+    if is_main_process():
+        _finish(done, settings, base, found, output, runtime=runtime, command=_command(context), out=out)
 
 
 def check_apart(train: list[Path], held_out: list[Path]) -> None:

@@ -32,7 +32,7 @@ from latentvid.training.decoder import DecoderOptions, DecoderTask
 from latentvid.training.held_out import Footage
 from latentvid.training.image_guard import Guarded, guard_images, image_decoder_of
 from latentvid.training.latent_cache import LatentCache, build_cache, cache_name
-from latentvid.training.loop import RESULT, LoopConfig, OnRecord, train
+from latentvid.training.loop import RESULT, LoopConfig, OnRecord, is_main_process, main_process_first, train
 from latentvid.training.recipes import OnPrepared
 
 LPIPS_WEIGHT = 0.1
@@ -253,6 +253,8 @@ def finetune(
 ) -> Finetuned:
     """Train, guard single frames, and write the autoencoder and its delta into `folder`.
 
+    Under torchrun all processes train, on batches of their own, and the main one does the rest.
+
     Raises:
         UsageError: the folder is taken, or the settings do not fit the autoencoder.
         CheckpointError: there is no such autoencoder, or no such trunk.
@@ -261,22 +263,25 @@ def finetune(
     folder = Path(folder)
     network = load_image_autoencoder(vae)
     check_fits(config, network, footage)
-    check_folder(folder, config, str(vae), footage, resume=resume)
+    device = "cpu" if runtime.device.type == "cpu" else "auto"
+    if is_main_process():
+        check_folder(folder, config, str(vae), footage, resume=resume)
     base = image_decoder_of(network) if isinstance(network, TemporalAutoencoder) else network
     run, done = folder / RUN, []
     for stage in config.plan():
         if not (run / stage.name / RESULT).is_file():
-            task = build_task(
-                config,
-                stage,
-                network,
-                footage,
-                run / "cache",
-                runtime=runtime,
-                image=base,
-                on_prepared=on_prepared,
-            )
-            _train(task, stage, run, runtime=runtime, resume=resume, on_record=on_record)
+            with main_process_first(device):
+                task = build_task(
+                    config,
+                    stage,
+                    network,
+                    footage,
+                    run / "cache",
+                    runtime=runtime,
+                    image=base,
+                    on_prepared=on_prepared,
+                )
+            _train(task, stage, run, device=device, resume=resume, on_record=on_record)
         done.append(_stage_done(stage, run / stage.name))
         network = load_image_autoencoder(run / stage.name / "export")
     exported = network
@@ -286,18 +291,18 @@ def finetune(
     exported.name = base.name
     guard = guard_images(exported, base, [clip.path for clip in footage.held_out])
     has_delta = exported.image_weights() == base.image_weights()
-    write_autoencoder(exported, folder, has_delta=has_delta)
+    if is_main_process():
+        write_autoencoder(exported, folder, has_delta=has_delta)
     return Finetuned(exported, base, guard, has_delta, tuple(done))
 
 
 def _train(
-    task: DecoderTask, stage: Stage, run: Path, *, runtime: Runtime, resume: bool, on_record: OnRecord | None
+    task: DecoderTask, stage: Stage, run: Path, *, device: str, resume: bool, on_record: OnRecord | None
 ) -> None:
     def tell(record: dict[str, Any]) -> None:
         if on_record is not None:
             on_record({"stage": stage.name, **record})
 
-    device = "cpu" if runtime.device.type == "cpu" else "auto"
     train(task, stage.loop, run / stage.name, resume=resume, device=device, on_record=tell)
 
 

@@ -12,6 +12,7 @@ The only file that touches accelerate. A run is a folder:
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, send_to_device, set_seed
 from diffusers.training_utils import EMAModel
@@ -379,6 +380,18 @@ class _Run:
         self._since, self._logged = now, self.step
         self.last_record = record
         self.log.record(record)
+
+
+def is_main_process() -> bool:
+    """Tell whether this is the process, of those that torchrun started, that writes and speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def main_process_first(device: str = "auto") -> Iterator[None]:
+    """Let the main process run the block before all others, which then find what it wrote."""
+    with PartialState(cpu=device == "cpu").main_process_first():
+        yield
 
 
 def check_folder(folder: Path, *, resume: bool) -> None:

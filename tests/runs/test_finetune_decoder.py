@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from latentvid.core.checkpoints import describe_checkpoint
 from latentvid.video.reader import open_video
 from tests.training.footage_clips import write_base, write_footage
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = "--crop 16 --clip-frames 3 --steps 3 --device cpu --set num_clips=4 --set num_validation_clips=1"
 
 
@@ -131,3 +135,25 @@ def test_refusals(
     assert sentence in said.err
     assert said.out == ""
     assert not (home / "new").exists()
+
+
+def test_two_processes_train_one_decoder(home: Path) -> None:
+    """Under torchrun: everything is written once and whole, by the first of them."""
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--master_port=0",
+        "--rdzv_backend=c10d",
+    ]
+    launch += ["--rdzv_endpoint=localhost:0", "-m", "latentvid.cli.main"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [*launch, *words(home, "two", "--hold-out 2 --stages temporal,spatial --json")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["image_guard"]["holds"]
+    steps = [json.loads(line) for line in (home / "two/run/spatial/log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in steps if "loss" in record] == [3]
+    assert load_autoencoder(home / "two").num_temporal_parameters
+    assert not list((home / "two").rglob(".*"))
