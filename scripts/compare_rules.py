@@ -1,8 +1,10 @@
 """Compares ways to extend a film: how large the seams are, how far it drifts, how much of its motion stays.
 
-    python scripts/compare_rules.py --model checkpoints/NAME -o FOLDER [--frames 1000] [--steps 20] [--only RULE ...]
+    python scripts/compare_rules.py --model checkpoints/NAME -o FOLDER [--frames 1000] [--steps 20] [--guidance G]
+        [--only RULE ...]
 
-Rules: VidRD's mirror reuse, chronological reuse, clean context, each with and without the drift guard; baselines: the
+Rules: VidRD's mirror reuse, chronological reuse, clean context (whose last frame is made again and the new ones
+corrected by its error), each with and without the drift guard; baselines: clean context as it is (`context-plain`), the
 last frame alone as context, and noise reshuffled as in FreeNoise (arXiv 2310.15169), without its attention across
 windows. One JSON and one film per rule and prompt; what is there already is not made again. FOLDER/table.md and
 FOLDER/table.json hold the means over the prompts. "Motion kept" is that of the last frames over that of the first;
@@ -89,7 +91,8 @@ def rules(overlap: int) -> dict[str, tuple[OverlapRule, bool]]:
     }
     guarded = {f"{name}+guard": (rule, True) for name, rule in plain.items()}
     baselines: dict[str, OverlapRule] = {
-        "last-frame": ContextRule(overlap=1),
+        "context-plain": ContextRule(overlap=overlap, bridge=0),
+        "last-frame": ContextRule(overlap=1, bridge=0),
         "reshuffled-noise": ReshuffledNoise(overlap),
     }
     return {**{name: (rule, False) for name, rule in {**plain, **baselines}.items()}, **guarded}
@@ -100,7 +103,9 @@ def measure(
     pipeline: LatentVideoPipeline, rule: OverlapRule, guarded: bool, prompt: str, out: Path, arguments: Any
 ) -> dict[str, Any]:
     """Make one film and return what is compared of it, and its curves."""
-    sampling = pipeline.sampling(rule=rule, num_inference_steps=arguments.steps, seeds=arguments.seed)
+    sampling = pipeline.sampling(
+        rule=rule, num_inference_steps=arguments.steps, seeds=arguments.seed, guidance_scale=arguments.guidance
+    )
     plan = pipeline.plan(arguments.frames, sampling)
     setting = pipeline.setting(sampling, [prompt])
     drift = Drift(joins=[window.new_from for window in plan][1:])
@@ -160,7 +165,7 @@ def main() -> int:
     pipeline = LatentVideoPipeline.from_pretrained(arguments.model, runtime=resolve_runtime(arguments.device))
     overlap = arguments.overlap or int(pipeline.config.overlap_rule["overlap"])
     asked = {"frames": arguments.frames, "steps": arguments.steps, "seed": arguments.seed, "overlap": overlap}
-    asked |= {"limit": arguments.limit, "model": Path(arguments.model).name}
+    asked |= {"guidance": arguments.guidance, "limit": arguments.limit, "model": Path(arguments.model).name}
     rows: dict[str, dict[str, float]] = {}
     for name, (rule, guarded) in rules(overlap).items():
         if arguments.only and name not in arguments.only:
@@ -186,6 +191,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--frames", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--overlap", type=int, help="the model's own if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=0.1, help="of the drift guard, in spreads of the latents")

@@ -45,8 +45,9 @@ class ClipShots:
         numbers = [n for n in timing.within(start, start + window.num_new) if n <= self.clip.num_added]
         if not numbers:
             return frames[:0]
-        reel = torch.cat([(frames[0] if before is None else before)[None], frames])
-        places = [timing.shown_at(number) - start + 1 for number in numbers]
+        front = frames[:1] if before is None else before
+        reel = torch.cat([front, frames])
+        places = [max(timing.shown_at(number) - start + len(front), Fraction(0)) for number in numbers]
         pictures = resize(torch.stack([_between(reel, place) for place in places]), *self.size)
         if self.hand_over is None:
             return pictures

@@ -29,7 +29,7 @@ from latentvid.film.generate import complete, new_run, weights_of
 from latentvid.film.handover import HandOver
 from latentvid.film.joins import join_of
 from latentvid.film.latents import FilmLatents, end_of_film, run_of_film
-from latentvid.film.make import FilmReport, OnProgress, latent_meta, sampling_of
+from latentvid.film.make import FilmReport, OnProgress, last_of, latent_meta, sampling_of
 from latentvid.film.options import FilmOptions, film_settings
 from latentvid.film.settings import ClipSettings, FilmSettings, OwnFilm, Retime, SourceFrames, clip_of
 from latentvid.film.timing import SAME_RATE, Timing, model_rate
@@ -161,8 +161,8 @@ def _hand_over(run: RunFolder, clip: ClipSettings, carry: Carry) -> None:
     if clip.own is not None:
         found = HandOver.load(RunFolder.open(clip.own.run).hand_over, clip.hand_over_frames)
     else:
-        assert carry.last_frame is not None
-        found = HandOver.between(_last_picture(clip), carry.last_frame, clip.hand_over_frames)
+        assert carry.last_frames is not None
+        found = HandOver.between(_last_picture(clip), carry.last_frames[-1], clip.hand_over_frames)
     found.save(run.hand_over)
 
 
@@ -214,7 +214,7 @@ def end_of_latents(pipeline: LatentVideoPipeline, settings: FilmSettings, latent
     tail = Tail(latents[None, :, -rule.overlap :])
     if isinstance(rule, ReuseRule):
         tail = invert_tail(pipeline, sampling, settings, latents[None], rule)
-    return Carry(tail, state.detach(), frames[-1].cpu())
+    return Carry(tail, state.detach(), last_of(frames.cpu(), None))
 
 
 def context_frames(settings: FilmSettings, count: int) -> Tensor:

@@ -41,14 +41,19 @@ Record = TypeVar("Record", bound=BaseModel)
 SEGMENT_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
 
 
+NUM_IN_FRONT = 2
+"""Frames that are kept: one that lies between two of the model's may need both of them from before."""
+
+
 @dataclass
 class Carry:
     """What a window starts from."""
 
     tail: Tail | None = None
     decoder: StreamState | None = None
-    last_frame: Tensor | None = None
-    """The frame before the window's first new one, as the model made it: float [3 h w] in [-1, 1]."""
+    last_frames: Tensor | None = None
+    """The frames before the window's first new one, as the model made them, no more than `NUM_IN_FRONT`: float
+    [n 3 h w] in [-1, 1]."""
 
 
 class RunFolder:
@@ -231,6 +236,7 @@ class RunFolder:
             yield
 
 
+_LAST = "last_frames"
 _LOCK = ".lock"
 _NEXT = "next"
 
@@ -272,8 +278,8 @@ def save_carry(path: Path, carry: Carry) -> None:
                 tensors[f"tail.{name}"] = value
     state = carry.decoder or StreamState()
     tensors |= {f"decoder.{name}": value for name, value in state.tensors.items()}
-    if carry.last_frame is not None:
-        tensors["last_frame"] = carry.last_frame
+    if carry.last_frames is not None:
+        tensors[_LAST] = carry.last_frames
     stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with atomic_path(path) as beside:
         save_file(stored, beside, {"num_frames_seen": str(state.num_frames_seen)})
@@ -291,12 +297,12 @@ def load_carry(path: Path, device: torch.device) -> Carry:
             seen = int((opened.metadata() or {}).get("num_frames_seen", 0))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: missing or damaged ({error}); the film cannot go on from here.") from error
-    parts = {name: value.to(device) for name, value in tensors.items() if name != "last_frame"}
+    parts = {name: value.to(device) for name, value in tensors.items() if name != _LAST}
     tail = None
     if "tail.latents" in parts:
         tail = Tail(parts["tail.latents"], parts.get("tail.noise"), parts.get("tail.trajectory"))
     past = {name.removeprefix("decoder."): value for name, value in parts.items() if name.startswith("decoder.")}
-    return Carry(tail, StreamState(past, seen), tensors.get("last_frame"))
+    return Carry(tail, StreamState(past, seen), tensors.get(_LAST))
 
 
 def settle(carry: Carry) -> Carry:
@@ -306,7 +312,7 @@ def settle(carry: Carry) -> Carry:
         tail = Tail(*(None if v is None else v.contiguous() for v in (tail.latents, tail.noise, tail.trajectory)))  # type: ignore[arg-type]
     state = carry.decoder or StreamState()
     past = {name: value.contiguous() for name, value in state.tensors.items()}
-    return Carry(tail, StreamState(past, state.num_frames_seen), carry.last_frame)
+    return Carry(tail, StreamState(past, state.num_frames_seen), carry.last_frames)
 
 
 def _read(path: Path, model: type[Record]) -> Record:

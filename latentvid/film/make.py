@@ -20,7 +20,7 @@ from latentvid.extension.plan import FilmPlan, Window
 from latentvid.extension.rollout import MadeWindow, make_window
 from latentvid.extension.rules import ContextRule, Setting
 from latentvid.film.anchors import load_anchors
-from latentvid.film.folder import Carry, RunFolder, load_carry, save_carry, settle
+from latentvid.film.folder import NUM_IN_FRONT, Carry, RunFolder, load_carry, save_carry, settle
 from latentvid.film.guard import Guard
 from latentvid.film.preview import Preview
 from latentvid.film.settings import FilmSettings, WindowRecord
@@ -89,7 +89,8 @@ class Shots(Protocol):
         """Turn the window's new frames [t 3 h w] in [-1, 1] into those that the film shows, possibly none.
 
         Args:
-            before: the frame in front of them, [3 h w]; None at a film's start.
+            before: the frames in front of them, [n 3 h w], the last `NUM_IN_FRONT` where there are as many; None at a
+                film's start.
         """
         ...
 
@@ -171,10 +172,10 @@ class Maker:
             made, is_corrected = self.guard.correct(window.index, made, rule=self.sampling.rule, levels=setting.levels)
         state = carry.decoder or StreamState()
         frames = self.pipeline.decode_window(made, 0, state).cpu()
-        after = settle(Carry(made.tail, state.detach(), frames[-1].clone()))
-        curves = self._curves(window, frames, carry.last_frame)
+        after = settle(Carry(made.tail, state.detach(), last_of(frames, carry.last_frames)))
+        curves = self._curves(window, frames, carry.last_frames)
         shifts = self.guard.judge(window.index, curves)
-        num_shown = self.write(window, made, frames, carry.last_frame)
+        num_shown = self.write(window, made, frames, carry.last_frames)
         save_carry(self.run.carry(window.index + 1), after)
         self.run.commit(
             WindowRecord(
@@ -217,7 +218,7 @@ class Maker:
         """Write a window's latents and its segment; return how many frames the film shows of it.
 
         Args:
-            before: the frame in front of the window's.
+            before: the frames in front of the window's.
             into: another folder than the run's own.
         """
         run = into or self.run
@@ -237,8 +238,8 @@ class Maker:
     def _curves(self, window: Window, frames: Tensor, before: Tensor | None) -> dict[str, list[float]]:
         """Measure a window; the last frame of a clip that is continued counts as the film's first, to show the join."""
         if window.index == 0 and before is not None:
-            return measure(torch.cat([before[None], frames]), None)
-        return measure(frames, before)
+            return measure(torch.cat([before[-1:], frames]), None)
+        return measure(frames, None if before is None else before[-1])
 
     def files(self, index: int, num_shown: int) -> list[Path]:
         segment = [self.run.segment(index)] if num_shown else []
@@ -272,6 +273,13 @@ def latent_meta(pipeline: LatentVideoPipeline, settings: FilmSettings) -> Latent
     """Return what the latent files of a film say of it."""
     fps = Fraction(settings.model_fps)
     return describe(pipeline.autoencoder, height=settings.height, width=settings.width, fps=fps, time_base=1 / fps)
+
+
+def last_of(frames: Tensor, before: Tensor | None) -> Tensor:
+    """Return the frames [n 3 h w] in front of those that follow `frames`, which `before` lie in front of."""
+    if before is not None and len(frames) < NUM_IN_FRONT:
+        frames = torch.cat([before, frames])
+    return frames[-NUM_IN_FRONT:].clone()
 
 
 def measure(frames: Tensor, before: Tensor | None) -> dict[str, list[float]]:

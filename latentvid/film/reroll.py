@@ -18,10 +18,10 @@ from latentvid.core.rng import Rng
 from latentvid.extension.plan import Window
 from latentvid.extension.rollout import MadeWindow
 from latentvid.extension.rules import ContextRule, Setting, Tail
-from latentvid.film.folder import RunFolder
+from latentvid.film.folder import NUM_IN_FRONT, RunFolder
 from latentvid.film.generate import check_model, finish_run, load_pipeline, report_of, shots_of
 from latentvid.film.latents import FilmLatents
-from latentvid.film.make import FilmReport, Maker, OnProgress, measure, resumable
+from latentvid.film.make import FilmReport, Maker, OnProgress, last_of, measure, resumable
 from latentvid.film.preview import Preview
 from latentvid.film.settings import Reroll, WindowRecord
 from latentvid.pipeline import LatentVideoPipeline, Sampling
@@ -156,17 +156,17 @@ class _Again:
         return torch.cat([self.latents.read(n, n + 1) for n in numbers], dim=1)[None].to(device), places
 
     def prime(self) -> tuple[StreamState, Tensor | None]:
-        """Return where decoding stands in front of the window's first new frame, and the frame there."""
+        """Return where decoding stands in front of the window's first new frame, and the frames there."""
         state, in_front = StreamState(), None
         reach = sum(
             (KERNEL - 1) * len(module.convs)
             for module in self.pipeline.autoencoder.modules()
             if isinstance(module, TemporalConvolution)
         )
-        first = max(self.latents.first, self.window.new_from - reach - 1)
+        first = max(self.latents.first, self.window.new_from - reach - NUM_IN_FRONT)
         for chunk in self._chunks(first, self.window.new_from):
             for frames in self.pipeline.autoencoder.decode([chunk], state=state):
-                in_front = frames[-1].cpu()
+                in_front = last_of(frames.cpu(), in_front)
         return state, in_front
 
     def _chunks(self, start: int, stop: int) -> Iterator[Tensor]:

@@ -25,7 +25,7 @@ class Timing:
     """Where every new frame of a film lies among those of the model; both are numbered from 1.
 
     >>> half = Timing(Fraction(12, 24), blend=False)
-    >>> [half.shown_at(k) for k in range(1, 7)] == [1, 1, 2, 2, 2, 3]
+    >>> [half.shown_at(k) for k in range(1, 7)] == [1, 1, 2, 2, 3, 3]
     True
     >>> [str(Timing(Fraction(12, 24)).shown_at(k)) for k in range(1, 5)]
     ['1/2', '1', '3/2', '2']
@@ -57,9 +57,14 @@ class Timing:
         return cls.between(*rates, clip.retime, clip.shown_before, clip.made_before)
 
     def shown_at(self, number: int) -> Fraction:
-        """Return the place of the film's new frame; 0 is the frame in front of the model's first."""
+        """Return the place of the film's new frame; 0 is the frame in front of the model's first.
+
+        In films that go on from films of ours, the first may lie in front of that: between two frames made before.
+        """
         place = (self.shown_before + number) * self.rate - self.made_before
-        return max(place, Fraction(0)) if self.blend else Fraction(max(1, round(place)))
+        if self.blend:
+            return max(place, Fraction(-1))
+        return Fraction(max(-1 if self.made_before else 1, math.floor(place + Fraction(1, 2))))
 
     def needed(self, number: int) -> int:
         """Return how many frames the model must have made by the film's new frame."""
@@ -69,6 +74,6 @@ class Timing:
         """Yield the film's new frames that can be shown once the model's frames start .. stop - 1 are made."""
         first = math.floor((start - 1 + self.made_before) / self.rate) - self.shown_before
         last = math.ceil((stop + 1 + self.made_before) / self.rate) - self.shown_before
-        for number in range(1 if start == 1 else max(1, first), last + 1):  # places in front of 0 are moved there
+        for number in range(1 if start == 1 else max(1, first), last + 1):
             if start <= self.needed(number) < stop:
                 yield number

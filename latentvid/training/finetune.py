@@ -138,7 +138,7 @@ class FinetuneConfig(StrictModel):
     pictures."""
     strides: list[int] = Field([1], min_length=1)
     """Every n-th frame, one of these at random per crop."""
-    num_clips: int = Field(720, ge=1)
+    num_clips: int = Field(360, ge=1)
     """Crops that are drawn, encoded once and trained on; of longer clips as many fewer."""
     num_validation_clips: int = Field(12, ge=1)
     """Crops of the held-out files for the figures in the log; the same."""

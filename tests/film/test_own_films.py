@@ -61,18 +61,19 @@ def test_ten_times(pipeline: LatentVideoPipeline, tmp_path: Path, monkeypatch: p
 
 
 def test_rates_and_hand_over_go_on_through_films_of_ours(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
-    """A film of 12 new frames that is continued by 13 shows what one of 25 does."""
+    """A film of 11 new frames that is continued by 14 shows what one of 25 does."""
     clip = write_clip(tmp_path / "clip.mkv", fps=25, codec="ffv1")
     given = {"rule": {"kind": "context", "overlap": 2}, "crf": 0, "source_frames": "lossless", **STEPS}
-    # 12 frames at 25 a second are 6 of the model's, and a window has as many: the films' windows are the same.
+    # 11 frames at 25 a second take 6 of the model's, and a window has as many: the films' windows are the same. The
+    # second film's first frame lies between the 5th and the 6th.
     extend_clip(pipeline, clip, tmp_path / "whole.mkv", num_frames=25, **given)  # type: ignore[arg-type]
-    extend_clip(pipeline, clip, tmp_path / "a.mkv", num_frames=12, **given)  # type: ignore[arg-type]
-    extend_clip(pipeline, tmp_path / "a.mkv", tmp_path / "b.mkv", num_frames=13, **given)  # type: ignore[arg-type]
+    extend_clip(pipeline, clip, tmp_path / "a.mkv", num_frames=11, **given)  # type: ignore[arg-type]
+    extend_clip(pipeline, tmp_path / "a.mkv", tmp_path / "b.mkv", num_frames=14, **given)  # type: ignore[arg-type]
     films = [RunFolder.open(tmp_path / f"{name}.run") for name in ("whole", "a", "b")]
     clips = [film.settings.clip for film in films]
     assert [c.hand_over_frames for c in clips if c] == [25, 25, 25]
     assert clips[2] is not None
-    assert (clips[2].shown_before, clips[2].made_before) == (12, 6)
+    assert (clips[2].shown_before, clips[2].made_before) == (11, 6)
     whole, joined = read(tmp_path / "whole.mkv")[0], read(tmp_path / "b.mkv")[0]
     assert len(whole) == len(joined) == 14 + 25
     assert torch.equal(whole, joined)

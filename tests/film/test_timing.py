@@ -36,14 +36,14 @@ def test_windows_share_the_frames_out(rate: Fraction, blend: bool) -> None:
         assert all(start - 1 <= timing.shown_at(number) <= start + 5 for number in window)
 
 
+@pytest.mark.parametrize("shown", [16, 17, 18, 19])
+@pytest.mark.parametrize("blend", [True, False])
 @pytest.mark.parametrize("rate", RATES)
-def test_a_second_film_goes_on_in_step(rate: Fraction) -> None:
-    """As long as no frame is needed that lies before the last one made."""
-    whole = Timing(rate)
-    shown = 17
+def test_a_second_film_goes_on_in_step(rate: Fraction, blend: bool, shown: int) -> None:
+    whole = Timing(rate, blend)
     made = whole.needed(shown)
-    second = Timing(rate, True, shown, made)
+    second = Timing(rate, blend, shown, made)
     for number in range(1, 20):
-        assert second.shown_at(number) == max(0, whole.shown_at(shown + number) - made)
+        assert second.shown_at(number) == whole.shown_at(shown + number) - made
     first = [number for start in range(1, 30, 6) for number in second.within(start, start + 6)]
     assert first == list(range(1, len(first) + 1))
