@@ -30,7 +30,7 @@ from latentvid.denoisers.temporal_unet import TemporalUNet
 from latentvid.denoisers.text import cross_fade, embed
 from latentvid.extension.plan import FilmPlan, Window
 from latentvid.extension.rollout import MadeWindow, roll_out
-from latentvid.extension.rules import OverlapRule, RuleConfig, Setting, Tail
+from latentvid.extension.rules import ContextRule, OverlapRule, RuleConfig, Setting, Tail
 from latentvid.noise.prior import NoisePrior
 from latentvid.sampling import SOLVERS
 from latentvid.sampling.solver import Denoise, Solver
@@ -51,12 +51,17 @@ class LatentVideoOutput(BaseOutput):
     frames: Any
 
 
+GUIDANCE = 3.0
+"""Classifier-free guidance, if not told."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How to sample, apart from what: the same for every window of a film."""
 
     num_steps: int
-    guidance_scale: float
+    guidance_scale: float | None
+    """Of all windows; null is `GUIDANCE`, and what the rule says of windows that go on."""
     guidance_rescale: float
     solver: Solver
     rule: OverlapRule
@@ -68,6 +73,13 @@ class Sampling:
     def num_calls(self) -> int:
         """Denoiser calls that a window takes."""
         return self.solver.calls_per_step * (self.num_steps - 1) + 1
+
+    def guidance(self, *, continues: bool) -> float:
+        """Return the guidance of a window; `continues`: it goes on under the prompt of the one before."""
+        if self.guidance_scale is not None:
+            return self.guidance_scale
+        own = self.rule.guidance_scale if continues and isinstance(self.rule, ContextRule) else None
+        return GUIDANCE if own is None else own
 
 
 class LatentVideoPipeline(DiffusionPipeline):
@@ -178,7 +190,7 @@ class LatentVideoPipeline(DiffusionPipeline):
         *,
         seeds: int | Sequence[int] = 0,
         num_inference_steps: int = 20,
-        guidance_scale: float = 3.0,
+        guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         solver: str = "dpmpp_2m",
         rule: OverlapRule | Mapping[str, Any] | None = None,
@@ -227,6 +239,7 @@ class LatentVideoPipeline(DiffusionPipeline):
         negative_prompt: str = "",
         *,
         before: Sequence[str] | None = None,
+        continues: bool = False,
         rng: Rng | None = None,
         on_call: Callable[[], None] | None = None,
     ) -> Setting:
@@ -235,13 +248,14 @@ class LatentVideoPipeline(DiffusionPipeline):
         Args:
             prompts: one per seed.
             before: prompts that the window leads from, by a cross-fade over its frames.
+            continues: the window goes on under the prompts of the one before.
             rng: other noise than the film's.
             on_call: called after every denoiser call.
         """
         if len(prompts) != len(sampling.rng):
             raise UsageError(f"{len(prompts)} prompts for {len(sampling.rng)} seeds; give one each.")
-        text, null = self.prompt_embeddings(prompts), None
-        if sampling.guidance_scale != 1:
+        text, null, guidance = self.prompt_embeddings(prompts), None, sampling.guidance(continues=continues)
+        if guidance != 1:
             null = self.prompt_embeddings([negative_prompt] * len(prompts))
         if before is not None and list(before) != list(prompts):
             frames = sampling.latent.frames
@@ -252,7 +266,7 @@ class LatentVideoPipeline(DiffusionPipeline):
             self.schedule,
             text,
             null_text=null,
-            guidance_scale=sampling.guidance_scale,
+            guidance_scale=guidance,
             guidance_rescale=sampling.guidance_rescale,
         )
         return Setting(
@@ -292,11 +306,14 @@ class LatentVideoPipeline(DiffusionPipeline):
             if on_call:
                 on_call(here[0], here[1], sampling.num_calls)
 
-        setting = self.setting(sampling, prompts, negative_prompt, on_call=count)
+        first, later = (
+            self.setting(sampling, prompts, negative_prompt, continues=continues, on_call=count)
+            for continues in (False, True)
+        )
 
         def setting_at(window: Window) -> Setting:
             here[:] = [window, 0]
-            return setting
+            return first if tail is None and window.index == 0 else later
 
         yield from roll_out(plan, sampling.rule, sampling.solver, setting_at, tail=tail, first_window=first_window)
 
@@ -336,7 +353,7 @@ class LatentVideoPipeline(DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 20,
-        guidance_scale: float = 3.0,
+        guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         negative_prompt: str = "",
         generator: Any = 0,
@@ -352,7 +369,8 @@ class LatentVideoPipeline(DiffusionPipeline):
             num_frames: one window by default.
             height, width: in pixels; what the model was trained at by default.
             num_inference_steps: solver steps per window.
-            guidance_scale: classifier-free guidance; 1 is none.
+            guidance_scale: classifier-free guidance of all windows; 1 is none. By default 3, and the model's own in
+                windows that go on.
             guidance_rescale: how far guidance's gain in contrast is taken back, 0..1.
             negative_prompt: what to guide away from.
             generator: a seed, one per prompt, or a `torch.Generator`. A clip depends on its own seed only.

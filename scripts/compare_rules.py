@@ -4,11 +4,12 @@
         [--only RULE ...]
 
 Rules: VidRD's mirror reuse, chronological reuse, clean context (whose last frame is made again and the new ones
-corrected by its error), each with and without the drift guard; baselines: clean context as it is (`context-plain`), the
-last frame alone as context, and noise reshuffled as in FreeNoise (arXiv 2310.15169), without its attention across
-windows. One JSON and one film per rule and prompt; what is there already is not made again. FOLDER/table.md and
-FOLDER/table.json hold the means over the prompts. "Motion kept" is that of the last frames over that of the first;
-"goes on at joins" is the cosine between the last change of picture before a join and the first behind it.
+corrected by its error, at little guidance), each with and without the drift guard; the latter at the film's guidance
+and at none; baselines: clean context as it is (`context-plain`), the last frame alone as context, and noise reshuffled
+as in FreeNoise (arXiv 2310.15169), without its attention across windows. One JSON and one film per rule and prompt;
+what is there already is not made again. FOLDER/table.md and FOLDER/table.json hold the means over the prompts. "Motion
+kept" is that of the last frames over that of the first; "goes on at joins" is the cosine between the last change of
+picture before a join and the first behind it.
 """
 
 from __future__ import annotations
@@ -31,17 +32,18 @@ from latentvid.extension.guard import Statistics, bring_back
 from latentvid.extension.plan import Window
 from latentvid.extension.rollout import make_window
 from latentvid.extension.rules import ContextRule, OverlapRule, ReuseRule, Setting, Start, Tail
-from latentvid.film.settings import as_rate
 from latentvid.metrics.drift import EDGE_SHARE, Drift
 from latentvid.metrics.metric import mean
 from latentvid.pipeline import LatentVideoPipeline
 from latentvid.temporal.context import StreamState
+from latentvid.video.rate import as_rate
 from latentvid.video.writer import VideoWriter
 
 PROMPTS = (
     "slow clouds drifting left over hills at dusk",
     "fast clouds drifting right over the sea at noon",
 )
+CONTINUING_GUIDANCE = 1.5
 COLUMNS = {
     "seam": "seam step / median step",
     "seam_max": "largest",
@@ -87,12 +89,14 @@ def rules(overlap: int) -> dict[str, tuple[OverlapRule, bool]]:
     plain: dict[str, OverlapRule] = {
         "mirror": ReuseRule(overlap=overlap, order="mirror"),
         "chronological": ReuseRule(overlap=overlap, order="chronological"),
-        "context": ContextRule(overlap=overlap),
+        "context": ContextRule(overlap=overlap, guidance_scale=CONTINUING_GUIDANCE),
     }
     guarded = {f"{name}+guard": (rule, True) for name, rule in plain.items()}
     baselines: dict[str, OverlapRule] = {
-        "context-plain": ContextRule(overlap=overlap, bridge=0),
-        "last-frame": ContextRule(overlap=1, bridge=0),
+        "context-guided": ContextRule(overlap=overlap),
+        "context-unguided": ContextRule(overlap=overlap, guidance_scale=1),
+        "context-plain": ContextRule(overlap=overlap, guidance_scale=CONTINUING_GUIDANCE, bridge=0),
+        "last-frame": ContextRule(overlap=1, guidance_scale=CONTINUING_GUIDANCE, bridge=0),
         "reshuffled-noise": ReshuffledNoise(overlap),
     }
     return {**{name: (rule, False) for name, rule in {**plain, **baselines}.items()}, **guarded}
@@ -107,7 +111,7 @@ def measure(
         rule=rule, num_inference_steps=arguments.steps, seeds=arguments.seed, guidance_scale=arguments.guidance
     )
     plan = pipeline.plan(arguments.frames, sampling)
-    setting = pipeline.setting(sampling, [prompt])
+    first, later = (pipeline.setting(sampling, [prompt], continues=continues) for continues in (False, True))
     drift = Drift(joins=[window.new_from for window in plan][1:])
     state, tail, reference, before = StreamState(), None, None, None
     goes_on: list[float] = []
@@ -116,7 +120,7 @@ def measure(
     seconds = []
     with VideoWriter(out, fps=fps, width=width, height=height, overwrite=True) as writer:
         for window in plan:
-            start = time.perf_counter()
+            start, setting = time.perf_counter(), later if window.index else first
             made = make_window(window, rule, sampling.solver, setting, tail)
             if reference is None:
                 reference = Statistics.of(made.latents)
@@ -191,7 +195,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--frames", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, help="of all windows; the model's own if not given")
     parser.add_argument("--overlap", type=int, help="the model's own if not given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=0.1, help="of the drift guard, in spreads of the latents")

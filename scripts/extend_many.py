@@ -1,7 +1,7 @@
 """Extends one clip many times, each time from the film before, and shows what that does to it.
 
     python scripts/extend_many.py CLIP --model checkpoints/NAME -o FOLDER [--times 10] [--frames 16] [--steps 20]
-        [--retime blend] [--guidance G]
+        [--retime blend] [--guidance G] [--crf 18]
 
 Prints whether the clip's own frames still decode to the same bits, the step of the picture at every join against the
 median step of the clip and of the new frames, and how colour and sharpness drift; keeps the films and a contact sheet.
@@ -48,6 +48,7 @@ def main() -> int:
             retime=arguments.retime,
             num_inference_steps=arguments.steps,
             guidance_scale=arguments.guidance,
+            crf=arguments.crf,
             seed=k,
             overwrite=True,
         )
@@ -95,7 +96,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, help="of all windows; the model's own if not given")
+    parser.add_argument("--crf", type=float, default=18, help="0 shows joins as the model made them")
     parser.add_argument("--retime", choices=("blend", "repeat", "none"), default="blend")
     parser.add_argument("--prompt", default="scattered clouds, slow wind to the left, over hills by day")
     parser.add_argument("--device", default="auto")

@@ -335,6 +335,19 @@ def test_half_precision_makes_nearly_the_same_film(folder: Path, pipe: LatentVid
     assert (found - frames(pipe, num_frames=9)).abs().mean() < 0.05
 
 
+def test_windows_that_go_on_have_guidance_of_their_own(pipe: LatentVideoPipeline) -> None:
+    rule = {"kind": "context", "overlap": 2, "guidance_scale": 1.0}
+    sampling = pipe.sampling(rule=rule)
+    assert [sampling.guidance(continues=c) for c in (False, True)] == [3.0, 1.0]
+    told = pipe.sampling(rule=rule, guidance_scale=5.0)
+    assert [told.guidance(continues=c) for c in (False, True)] == [5.0, 5.0]
+    window = pipe.config.num_frames
+    found = frames(pipe, num_frames=window + 3, rule=rule)
+    everywhere = frames(pipe, num_frames=window + 3, rule=rule, guidance_scale=3.0)
+    assert torch.equal(found[:, :window], everywhere[:, :window])
+    assert not torch.allclose(found[:, window:], everywhere[:, window:], atol=1e-3)
+
+
 def test_the_text_matters_where_it_should(pipe: LatentVideoPipeline) -> None:
     assert pipe.prompt_embeddings(["a", "b"]).shape == (2, 12, TEXT_WIDTH)
     guided = frames(pipe, guidance_scale=4.0)

@@ -93,6 +93,9 @@ class ContextRule(StrictModel):
     """Given frames, the last ones, that are not shown but made again. By what the very last came out wrong all new
     frames are corrected: most of a window's error is common to its frames, and shows as a step at the join. Of
     `overlap` frames one is always shown."""
+    guidance_scale: float | None = Field(None, ge=1)
+    """Guidance of windows that go on under the same prompt, where the user asks for none; null is that of the others.
+    What is given says how the film goes on, and strong guidance pulls away from it. 1 is none, at half the time."""
 
     @property
     def append_overlap(self) -> bool:

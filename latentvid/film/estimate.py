@@ -109,20 +109,25 @@ def estimate_film(
     plan = pipeline.plan(num_frames, sampling, given=sampling.rule.overlap if is_extension else 0)
     device, latent = pipeline.unet.device, sampling.latent
     free = free_memory(device)
-    setting = pipeline.setting(sampling, [""])
     noise = torch.randn(latent.dims, device=device)
-    level = setting.levels[0]
     with torch.no_grad():
         with _largest_output(pipeline.unet) as largest:
-            step_s, step_bytes = _measured(lambda: setting.denoise(noise, level), device)
+            first_step_s, step_bytes = _measured(_step(pipeline, sampling, noise, continues=is_extension), device)
+            step_s = first_step_s
+            if not is_extension and sampling.guidance(continues=True) != sampling.guidance(continues=False):
+                step_s, more_bytes = _measured(_step(pipeline, sampling, noise, continues=True), device)
+                step_bytes = max(step_bytes, more_bytes)
         # An allocator that held memory before grows by less than it would have to in a process of its own.
         step_bytes = max(step_bytes, LIVE_TENSORS * largest[0])
         decode = lambda: list(pipeline.autoencoder.decode([noise[0]], state=StreamState()))  # noqa: E731
         decode_s, decode_bytes = _measured(decode, device)
     num_calls: float = plan.num_windows * sampling.num_calls
+    sampling_s = sampling.num_calls * (first_step_s + (plan.num_windows - 1) * step_s)
     if is_extension and isinstance(sampling.rule, ReuseRule):
-        guided = 2 if sampling.guidance_scale != 1 else 1
-        num_calls += INVERSION_CALLS * sampling.num_steps / guided
+        guided = 2 if sampling.guidance(continues=True) != 1 else 1
+        inversion_calls = INVERSION_CALLS * sampling.num_steps / guided
+        num_calls += inversion_calls
+        sampling_s += inversion_calls * step_s
     factor = pipeline.autoencoder.spatial_factor
     height, width = latent.height * factor, latent.width * factor
     picture = shown_pixels or height * width
@@ -139,13 +144,19 @@ def estimate_film(
         working_bytes=max(step_bytes, decode_bytes) + _carry_bytes(sampling),
         host_bytes=PROCESS_BYTES + ENCODER_BYTES_PER_PIXEL * picture,
         disk_bytes=round(num_frames * per_frame + plan.num_windows * WINDOW_FILES_BYTES + 2 * _carry_bytes(sampling)),
-        seconds=round(num_calls * step_s + plan.num_windows * decode_s, 3),
+        seconds=round(sampling_s + plan.num_windows * decode_s, 3),
         step_seconds=step_s,
         decode_seconds=decode_s,
         free_memory_bytes=free,
         free_disk_bytes=shutil.disk_usage(_existing(Path(out))).free,
         device=str(device),
     )
+
+
+def _step(pipeline: LatentVideoPipeline, sampling: Sampling, noise: Tensor, *, continues: bool) -> Callable[[], Tensor]:
+    """Return one denoiser call of a window."""
+    setting = pipeline.setting(sampling, [""], continues=continues)
+    return lambda: setting.denoise(noise, setting.levels[0])
 
 
 @contextmanager

@@ -197,11 +197,15 @@ class Maker:
 
     def setting(self, window: Window, before: str, prompt: str, *, rng: Rng | None = None) -> Setting:
         """Return what a window that leads from one prompt to another is sampled with."""
+        # What is shown has to become what a schedule says next, and may take more than one window for that.
+        settings, is_first = self.run.settings, window.index == 0 and not self.plan.given
+        is_planned = settings.prompts is None and prompt == settings.prompt
         setting = self.pipeline.setting(
             self.sampling,
             [prompt],
             self.run.settings.negative_prompt,
             before=[before],
+            continues=is_planned and not is_first,
             rng=rng,
             on_call=lambda: self._tell(self._calls + 1),
         )

@@ -30,7 +30,7 @@ class FilmOptions(TypedDict, total=False):
     """Other prompts on the way, instead of the one."""
     num_inference_steps: int
     """Solver steps per window."""
-    guidance_scale: float
+    guidance_scale: float | None
     guidance_rescale: float
     solver: str
     rule: OverlapRule | Mapping[str, Any] | None

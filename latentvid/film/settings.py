@@ -87,7 +87,7 @@ class FilmSettings(StrictModel):
     num_frames: int = Field(ge=1)
     """Frames to make, at the model's own rate."""
     num_inference_steps: int = Field(20, ge=1)
-    guidance_scale: float = 3.0
+    guidance_scale: float | None = None
     guidance_rescale: float = 0.0
     solver: str = "dpmpp_2m"
     rule: RuleConfig

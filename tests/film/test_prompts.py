@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentvid.autoencoders.latent_file import LatentFile
 from latentvid.core.errors import UsageError
 from latentvid.denoisers.text import cross_fade
 from latentvid.extension.plan import FilmPlan
@@ -63,3 +64,21 @@ def test_a_film_of_two_scenes(pipeline: LatentVideoPipeline, tmp_path: Path) -> 
     )
     assert one[:2] == two[:2] == cut_[:2]
     assert len({one[2], two[2], cut_[2]}) == 3
+
+
+def test_scenes_that_follow_each_other_are_guided_fully(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
+    """What the rule says of windows that go on is for films of one prompt."""
+    given = {"rule": {"kind": "context", "overlap": 2, "guidance_scale": 1.0}, "num_frames": 14, **STEPS}
+    schedule = PromptSchedule(prompts={"0-7": "clouds", "8-": "stars"}, transition="cut")
+    films = {
+        "own": {"prompts": schedule},
+        "full": {"prompts": schedule, "guidance_scale": 3.0},
+        "one": {"prompt": "clouds"},
+        "one-full": {"prompt": "clouds", "guidance_scale": 3.0},
+    }
+    for name, words in films.items():
+        more = dict(words)
+        generate_film(pipeline, more.pop("prompt", ""), tmp_path / f"{name}.mp4", **more, **given)  # type: ignore[arg-type]
+    found = {name: LatentFile(tmp_path / f"{name}.run/windows/000001.safetensors").read() for name in films}
+    assert torch.equal(found["own"], found["full"])
+    assert not torch.allclose(found["one"], found["one-full"], atol=1e-3)
