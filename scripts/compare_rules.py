@@ -4,12 +4,12 @@
         [--only RULE ...]
 
 Rules: VidRD's mirror reuse, chronological reuse, clean context (whose last frame is made again and the new ones
-corrected by its error, at little guidance), each with and without the drift guard; the latter at the film's guidance
-and at none; baselines: clean context as it is (`context-plain`), the last frame alone as context, and noise reshuffled
-as in FreeNoise (arXiv 2310.15169), without its attention across windows. One JSON and one film per rule and prompt;
-what is there already is not made again. FOLDER/table.md and FOLDER/table.json hold the means over the prompts. "Motion
-kept" is that of the last frames over that of the first; "goes on at joins" is the cosine between the last change of
-picture before a join and the first behind it.
+corrected by its error, without text guidance), each with and without the drift guard; clean context also at the film's
+guidance and at 1.5. Baselines: clean context as it is (`context-plain`), the last frame alone as context, and noise
+reshuffled as in FreeNoise (arXiv 2310.15169), without its attention across windows. One JSON and one film per rule and
+prompt; what is there already is not made again. FOLDER/table.md and FOLDER/table.json hold the means over the prompts.
+"Motion kept" is that of the last frames over that of the first; "goes on at joins" is the cosine between the last
+change of picture before a join and the first behind it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PROMPTS = (
     "slow clouds drifting left over hills at dusk",
     "fast clouds drifting right over the sea at noon",
 )
-CONTINUING_GUIDANCE = 1.5
+CONTINUING_GUIDANCE = 1.0
 COLUMNS = {
     "seam": "seam step / median step",
     "seam_max": "largest",
@@ -94,7 +94,7 @@ def rules(overlap: int) -> dict[str, tuple[OverlapRule, bool]]:
     guarded = {f"{name}+guard": (rule, True) for name, rule in plain.items()}
     baselines: dict[str, OverlapRule] = {
         "context-guided": ContextRule(overlap=overlap),
-        "context-unguided": ContextRule(overlap=overlap, guidance_scale=1),
+        "context-guided-1.5": ContextRule(overlap=overlap, guidance_scale=1.5),
         "context-plain": ContextRule(overlap=overlap, guidance_scale=CONTINUING_GUIDANCE, bridge=0),
         "last-frame": ContextRule(overlap=1, guidance_scale=CONTINUING_GUIDANCE, bridge=0),
         "reshuffled-noise": ReshuffledNoise(overlap),

@@ -63,7 +63,7 @@ def assemble(runs: Path, checkpoint: Path) -> None:
     pipeline = LatentVideoPipeline.from_pretrained(runs / "balance" / "export")
     decoder = runs / "decoder" / "export"
     pipeline.register_modules(vae=load_autoencoder(decoder))
-    pipeline.register_to_config(overlap_rule={"kind": "context", "overlap": 8})
+    pipeline.register_to_config(overlap_rule={"kind": "context", "overlap": 8, "guidance_scale": 1.0})
     pipeline.unet.half()
     pipeline.text_encoder.half()
     shutil.rmtree(checkpoint, ignore_errors=True)

@@ -60,7 +60,8 @@ Guidance = Annotated[
         "--guidance",
         min=0.0,
         metavar="G",
-        help="How strictly the prompt is followed; 1 adds nothing to the model itself.",
+        help="How strictly the prompt is followed; 1 adds nothing to the model itself. By default 3, and the model's "
+        "own (often less) in windows that go on under the same prompt.",
     ),
 ]
 ContactSheet = Annotated[
