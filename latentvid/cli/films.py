@@ -24,15 +24,18 @@ if TYPE_CHECKING:
 LIVE = ("luma", "saturation", "sharpness")
 """Shifts that the progress bar shows."""
 DriftGuard = Annotated[
-    Literal["warn", "correct", "stop"] | None,
+    Literal["off", "warn", "correct", "stop"] | None,
     typer.Option(
         "--drift-guard",
-        help="On a window that moved too far from the first: say so, bring its latents back, or stop (exit code 6).",
+        help="On a window that moved too far from the first: nothing, a warning, bringing its latents back (what films "
+        "do if not told), or stopping (exit code 6).",
     ),
 ]
 DriftLimit = Annotated[
     float | None,
-    typer.Option("--drift-limit", min=0.001, metavar="X", help="How far is too far, as a share: 0.3 if not given."),
+    typer.Option(
+        "--drift-limit", min=0.001, metavar="X", help="How far is too far, as a share: 0.1 to be corrected, else 0.3."
+    ),
 ]
 
 
@@ -114,7 +117,6 @@ class Making:
             "solver": self.solver,
             "rule": rule if self.overlap is None else {**rule, "overlap": self.overlap},
             "end_image": self.end_image,
-            "drift_guard": self.drift_guard,
             "crf": self.crf,
             "contact_sheet": self.contact_sheet,
             "overwrite": self.overwrite,
@@ -126,6 +128,8 @@ class Making:
             options["num_inference_steps"] = self.steps
         if self.guidance is not None:
             options["guidance_scale"] = self.guidance
+        if self.drift_guard is not None:
+            options["drift_guard"] = self.drift_guard
         if self.drift_limit is not None:
             options["drift_limit"] = self.drift_limit
         return pipeline, options

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections import deque
 from dataclasses import replace
 from fractions import Fraction
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from latentvid.autoencoders.latent_file import LatentWriter
 from latentvid.core.errors import CheckpointError, InputError, UsageError
-from latentvid.core.files import sha256_of
+from latentvid.core.files import atomic_path, sha256_of
 from latentvid.extension.rules import ReuseRule, Tail
 from latentvid.film.anchors import prepare_anchors
 from latentvid.film.clip_shots import TICK, ClipShots, clip_shots, own_encoding
@@ -151,7 +152,18 @@ def prepare_clip(run: RunFolder, pipeline: LatentVideoPipeline) -> None:
     with LatentWriter(run.given, meta, overwrite=True) as writer:
         writer.write(latents, [number / meta.fps for number in range(latents.shape[1])])
     _hand_over(run, clip, carry)
+    if clip.own is not None:
+        _refer(run, RunFolder.open(clip.own.run))
     save_carry(run.carry(0), carry)
+
+
+def _refer(run: RunFolder, own: RunFolder) -> None:
+    """Hold the new windows to what a film of ours began with: many short films drift no more than a long one."""
+    if own.settings.prompts is not None:  # its last scene is what goes on
+        return
+    begins = own.latents(0) if own.settings.clip is None else own.given
+    with atomic_path(run.reference) as beside:
+        shutil.copyfile(own.reference if own.reference.is_file() else begins, beside)
 
 
 def _hand_over(run: RunFolder, clip: ClipSettings, carry: Carry) -> None:

@@ -128,6 +128,11 @@ class RunFolder:
         return self.path / "given.safetensors"
 
     @property
+    def reference(self) -> Path:
+        """Latents that the drift guard brings windows back to, where a film of ours began with them."""
+        return self.path / "reference.safetensors"
+
+    @property
     def hand_over(self) -> Path:
         """What of the clip's look the model's frames lack."""
         return self.path / "handover.safetensors"

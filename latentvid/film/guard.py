@@ -32,7 +32,9 @@ class Guard:
         follows_clip = first == 0 and settings.clip is not None  # whose end is what the film should stay like
         if settings.drift_guard != "correct" or first is None or (first == index and not follows_clip):
             return made, False
-        path = self.run.given if follows_clip else self.run.latents(first)
+        path = self.run.latents(first)
+        if follows_clip:
+            path = self.run.reference if self.run.reference.is_file() else self.run.given
         reference = LatentFile(path).read()[None].to(made.latents)
         return bring_back(made, Statistics.of(reference), settings.drift_limit, rule=rule, levels=levels)
 
@@ -45,7 +47,7 @@ class Guard:
         settings = self.run.settings
         self.shifts = found = self.measure(index, curves)
         too_far = beyond(found, settings.drift_limit)
-        if too_far and settings.drift_guard:
+        if too_far and settings.drift_guard in ("warn", "stop"):
             self._warning = f"window {index} lies beyond the limit of {settings.drift_limit:.0%}: {in_words(too_far)}."
         if too_far and settings.drift_guard == "stop":
             raise PartialFailure(
@@ -80,7 +82,7 @@ def scene_start(settings: FilmSettings, plan: FilmPlan, index: int) -> int | Non
 def guard_notes(run: RunFolder) -> list[str]:
     """Return what the guard of a finished run saw and did, a sentence each."""
     settings = run.settings
-    if settings.drift_guard is None:
+    if settings.drift_guard == "off":
         return []
     windows = [run.window(index) for index in range(run.record.num_windows)]
     corrected = [str(window.index) for window in windows if window.is_corrected]
@@ -88,7 +90,14 @@ def guard_notes(run: RunFolder) -> list[str]:
     limit = f"{settings.drift_limit:.0%}"
     notes = []
     if corrected:
-        notes.append(f"the drift guard brought windows {', '.join(corrected)} back towards the first.")
-    if moved:
-        notes.append(f"windows {', '.join(moved)} lie more than {limit} from their scene's first.")
+        notes.append(f"the drift guard brought {_windows(corrected)} back towards the first.")
+    if moved and settings.drift_guard != "correct":
+        notes.append(f"{_windows(moved)} lie more than {limit} from their scene's first.")
     return notes or [f"the drift guard found every window within {limit} of its scene's first."]
+
+
+def _windows(numbers: Sequence[str]) -> str:
+    """Name a few windows, and count many."""
+    if len(numbers) > 6:
+        return f"{len(numbers)} windows"
+    return f"window{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"

@@ -20,6 +20,9 @@ from latentvid.pipeline import LatentVideoPipeline, validate_rule
 from latentvid.video.encoders import choose_codec
 from latentvid.video.rate import as_rate
 
+CORRECTED = 0.1
+"""How far a window may move before it is corrected: less than what is worth a warning, as corrections are gentle."""
+
 
 class FilmOptions(TypedDict, total=False):
     """Keyword arguments of `generate_film` and `extend_clip`; what is left out is as `FilmSettings` has it."""
@@ -35,10 +38,10 @@ class FilmOptions(TypedDict, total=False):
     solver: str
     rule: OverlapRule | Mapping[str, Any] | None
     """How windows follow each other; the model's own by default."""
-    drift_guard: DriftGuard | None
-    """What to do about a window that moved too far from the scene's first."""
+    drift_guard: DriftGuard
+    """What to do about a window that moved too far from the scene's first: "correct", if not told."""
     drift_limit: float
-    """How far that is, as a share of the first window's values."""
+    """How far that is, as a share of the first window's values: 0.3, or `CORRECTED` where windows are corrected."""
     end_image: str | Path | None
     """Picture that the film ends with, for models that can be given frames."""
     crf: float
@@ -76,6 +79,9 @@ def film_settings(pipeline: LatentVideoPipeline, out: Path, options: FilmOptions
     for name in ("start_image", "end_image"):
         given[name] = picture(pipeline, {**given, **own}.get(name))
         own.pop(name, None)
+    given.setdefault("drift_guard", "correct")
+    if given["drift_guard"] == "correct":
+        given.setdefault("drift_limit", CORRECTED)
     rule = validate_rule(given.pop("rule", None) or pipeline.config.overlap_rule)
     place = _place(given.pop("runtime", None), pipeline)
     fps = str(as_rate(pipeline.config.fps))

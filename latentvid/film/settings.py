@@ -12,7 +12,7 @@ from latentvid.extension.plan import FilmPlan
 from latentvid.extension.rules import RuleConfig
 from latentvid.film.prompts import PromptSchedule
 
-DriftGuard = Literal["warn", "correct", "stop"]
+DriftGuard = Literal["off", "warn", "correct", "stop"]
 SourceFrames = Literal["auto", "copy", "lossless", "reencode"]
 Retime = Literal["blend", "repeat", "none"]
 """How new frames get to a clip's rate where the model has another: mixed of two neighbours, the nearest one, or not at
@@ -91,7 +91,7 @@ class FilmSettings(StrictModel):
     guidance_rescale: float = 0.0
     solver: str = "dpmpp_2m"
     rule: RuleConfig
-    drift_guard: DriftGuard | None = None
+    drift_guard: DriftGuard = "off"
     drift_limit: float = Field(0.3, gt=0)
     height: int
     width: int

@@ -109,9 +109,8 @@ def test_other_rates_sizes_and_turns_are_matched(pipeline: LatentVideoPipeline, 
     clip = write_clip(tmp_path / "clip.mkv", fps=25, width=51, height=37, num_frames=5, codec="ffv1")
     moves = {}
     for retime in ("blend", "repeat", "none"):
-        report = extend_clip(
-            pipeline, clip, tmp_path / f"{retime}.mp4", num_frames=9, retime=retime, hand_over_s=0, **STEPS
-        )
+        given = {"num_frames": 9, "retime": retime, "hand_over_s": 0, "drift_guard": "off", **STEPS}
+        report = extend_clip(pipeline, clip, tmp_path / f"{retime}.mp4", **given)  # type: ignore[arg-type]
         (own, _), (whole, times) = read(clip), read(tmp_path / f"{retime}.mp4")
         assert whole.shape == (14, 3, 37, 51)
         assert torch.equal(whole[:5], own)
