@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -94,14 +95,15 @@ class _Again:
     def make(self) -> None:
         started = time.perf_counter()
         window, sampling = self.window, self.maker.sampling
-        anchors, places = self.anchors(sampling)
+        around, places = self.between(sampling)
+        anchors = self.anchors(around, places)
         before = self.run.settings.prompts_of(self.maker.plan, window.index)[0]
         if self.prompt != self.old.prompt or before == self.old.prompt:
             before = self.prompt
         self.maker.begin(window)
-        setting = self.maker.setting(window, before, self.prompt, rng=Rng(self.seed))
-        clean = sample_between(setting, sampling, window, anchors, places)
-        new = clean[:, :, window.new_from - window.start :]
+        setting = self.maker.setting(around, before, self.prompt, rng=Rng(self.seed))
+        clean = sample_between(setting, sampling, around, anchors, places)
+        new = clean[:, :, window.new_from - around.start :]
         state, in_front = self.prime()
         made = MadeWindow(window, new, Tail(new))
         frames = self.pipeline.decode_window(made, 0, state).cpu()
@@ -134,26 +136,41 @@ class _Again:
         kept = old if follows_clip else ["motion"] if self.window.index else []
         return {name: [*(old[name][:1] if name in kept else []), *values] for name, values in new.items()}
 
-    def anchors(self, sampling: Sampling) -> tuple[Tensor, list[int]]:
-        """Return the frames of the window that stay, [1 c p h w], and their places in it."""
-        window, overlap = self.window, sampling.rule.overlap
+    def between(self, sampling: Sampling) -> tuple[Window, list[int]]:
+        """Return the window to sample, and the places in it of frames that stay.
+
+        Those are the frames shared with the neighbours. Where windows share all that they have, all new frames are made
+        again, in a window that is moved to hold as many frames behind them as in front.
+        """
+        window, overlap, length = self.window, sampling.rule.overlap, self.window.stop - self.window.start
         stay = range(window.new_from - window.start)
         if sampling.rule.append_overlap and window.index:
             stay = range(overlap)  # a mirrored join shows them twice
         places = list(stay)
         if window.index + 1 < len(self.maker.plan):
-            places += range(window.stop - window.start - overlap, window.stop - window.start)
+            places += range(length - overlap, length)
         num_free = window.keep_until - window.start - len(places)
-        if num_free < 1 or len(set(places)) < len(places):
+        if num_free >= 1 and len(set(places)) == len(places):
+            return window, places
+        spare = length - window.num_new
+        behind = min(spare // 2, self.latents.stop - window.keep_until)
+        front = min(spare - behind, window.new_from - self.latents.first)
+        if not front or not behind:
             raise UsageError(
                 f"window {window.index} shares all its frames with its neighbours; windows of more than "
                 f"{2 * overlap} frames can be made again."
             )
+        start = window.new_from - front
+        moved = replace(window, start=start, stop=start + length)
+        return moved, [*range(front), *range(front + window.num_new, front + window.num_new + behind)]
+
+    def anchors(self, window: Window, places: list[int]) -> Tensor:
+        """Return the frames of the window that stay, [1 c p h w]."""
         device = self.pipeline.unet.device
         if not places:
-            return torch.zeros(sampling.latent.with_frames(0).dims, device=device), []
+            return torch.zeros(self.maker.sampling.latent.with_frames(0).dims, device=device)
         numbers = [window.start + place for place in places]
-        return torch.cat([self.latents.read(n, n + 1) for n in numbers], dim=1)[None].to(device), places
+        return torch.cat([self.latents.read(n, n + 1) for n in numbers], dim=1)[None].to(device)
 
     def prime(self) -> tuple[StreamState, Tensor | None]:
         """Return where decoding stands in front of the window's first new frame, and the frames there."""

@@ -40,6 +40,23 @@ def test_only_that_window_changes(
     assert sha256_of(out) == film
 
 
+@pytest.mark.parametrize("index", [1, 3])
+def test_windows_that_share_all_are_made_again_in_one_that_is_moved(
+    pipeline: LatentVideoPipeline, tmp_path: Path, index: int
+) -> None:
+    """Of 8 frames 4 are shared, so nothing of a window in the middle is its own."""
+    out, run = tmp_path / "film.mp4", tmp_path / "film.run"
+    generate_film(pipeline, "clouds", out, num_frames=24, rule={"kind": "context", "overlap": 4}, **STEPS)
+    segments, latents = hashes(run, "windows/*.mp4"), LatentFile(run / f"windows/{index:06d}.safetensors").read()
+    reroll_window(run, index, pipeline=pipeline)
+    again = hashes(run, "windows/*.mp4")
+    assert [name for name in segments if segments[name] != again[name]] == [f"{index:06d}.mp4"]
+    new = LatentFile(run / f"windows/{index:06d}.safetensors").read()
+    assert not torch.isclose(new, latents).flatten(2).all(2).any()
+    with open_video(out) as reader:
+        assert len(list(reader.frames())) == 24
+
+
 def test_each_time_another_one(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
     run = tmp_path / "film.run"
     generate_film(pipeline, "clouds", tmp_path / "film.mp4", num_frames=20, **STEPS)
