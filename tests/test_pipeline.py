@@ -335,6 +335,18 @@ def test_half_precision_makes_nearly_the_same_film(folder: Path, pipe: LatentVid
     assert (found - frames(pipe, num_frames=9)).abs().mean() < 0.05
 
 
+def test_neither_batch_nor_threads_change_a_film(pipe: LatentVideoPipeline) -> None:
+    alone = frames(pipe, generator=3, num_frames=14)
+    together = frames(pipe, ["stars", PROMPT], generator=[4, 3], num_frames=14)[1:]
+    assert (together - alone).abs().max() < 1e-4
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if before > 1 else 2)
+    try:
+        assert (frames(pipe, generator=3, num_frames=14) - alone).abs().max() < 1e-4
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_windows_that_go_on_have_guidance_of_their_own(pipe: LatentVideoPipeline) -> None:
     rule = {"kind": "context", "overlap": 2, "guidance_scale": 1.0}
     sampling = pipe.sampling(rule=rule)
