@@ -18,7 +18,7 @@ from latentvid.core.errors import ResourceError
 from latentvid.core.rng import Rng
 from latentvid.extension.plan import FilmPlan, Window
 from latentvid.extension.rollout import MadeWindow, make_window
-from latentvid.extension.rules import ContextRule, Setting
+from latentvid.extension.rules import ContextRule, OverlapRule, Setting
 from latentvid.film.anchors import load_anchors
 from latentvid.film.folder import NUM_IN_FRONT, Carry, RunFolder, load_carry, save_carry, settle
 from latentvid.film.guard import Guard
@@ -163,12 +163,9 @@ class Maker:
         self.begin(window)
         before, prompt = self.run.settings.prompts_of(self.plan, window.index)
         setting = self.setting(window, before, prompt)
-        holds_anchors, rule = bool(self.anchors.within(window)), self.sampling.rule
-        if holds_anchors and isinstance(rule, ContextRule):
-            rule = rule.model_copy(update={"bridge": 0})
-        made = make_window(window, rule, self.sampling.solver, setting, carry.tail)
+        made = make_window(window, self.rule_of(window), self.sampling.solver, setting, carry.tail)
         is_corrected = False
-        if not holds_anchors:  # frames that are given stay as they are
+        if not self.anchors.within(window):  # frames that are given stay as they are
             made, is_corrected = self.guard.correct(window.index, made, rule=self.sampling.rule, levels=setting.levels)
         state = carry.decoder or StreamState()
         frames = self.pipeline.decode_window(made, 0, state).cpu()
@@ -194,6 +191,13 @@ class Maker:
         )
         self.preview.show(window.index + 1)
         return after
+
+    def rule_of(self, window: Window) -> OverlapRule:
+        """Return how a window goes on. Frames that are given stay as they are, so nothing is corrected beside them."""
+        rule = self.sampling.rule
+        if isinstance(rule, ContextRule) and self.anchors.within(window):
+            return rule.model_copy(update={"bridge": 0})
+        return rule
 
     def setting(self, window: Window, before: str, prompt: str, *, rng: Rng | None = None) -> Setting:
         """Return what a window that leads from one prompt to another is sampled with."""

@@ -94,7 +94,8 @@ class _Again:
 
     def make(self) -> None:
         started = time.perf_counter()
-        window, sampling = self.window, self.maker.sampling
+        window = self.window
+        sampling = replace(self.maker.sampling, rule=self.maker.rule_of(window))
         around, places = self.between(sampling)
         anchors = self.anchors(around, places)
         before = self.run.settings.prompts_of(self.maker.plan, window.index)[0]
@@ -200,8 +201,11 @@ def sample_between(setting: Setting, sampling: Sampling, window: Window, anchors
     """
     noise = setting.prior.sample(setting.shape, rng=setting.rng, first_frame=window.start).to(setting.device)
     denoise, on_step = setting.denoise, None
-    if places and isinstance(sampling.rule, ContextRule):
-        denoise = with_clean_context(denoise, anchors, places=places)
+    rule, at_edge = sampling.rule, _at_edge(places, setting.shape.frames)
+    if places and isinstance(rule, ContextRule):
+        again = {place for place, is_alone in at_edge.items() if rule.bridge and not is_alone}
+        shown = [k for k, place in enumerate(places) if place not in again]
+        denoise = with_clean_context(denoise, anchors[:, :, shown], places=[places[k] for k in shown])
     elif places:
         on_step = _held(setting, noise, anchors, places)
 
@@ -211,8 +215,36 @@ def sample_between(setting: Setting, sampling: Sampling, window: Window, anchors
 
     clean = sampling.solver(denoise, noise, setting.levels, renoise=renoise, on_step=on_step)
     if places:
-        clean = clean.index_copy(2, torch.tensor(places, device=clean.device), anchors.to(clean))
+        given = clean.index_copy(2, torch.tensor(places, device=clean.device), anchors.to(clean))
+        lacking = _between(clean - given, list(at_edge))
+        clean = torch.where(_is_given(clean, places), given, clean - lacking)
     return clean
+
+
+def _at_edge(places: list[int], num_frames: int) -> dict[int, bool]:
+    """Return the given frames next to free ones, in order, and whether no given frame lies beside them."""
+    given = set(places)
+    free = set(range(num_frames)) - given
+    found = [place for place in places if {place - 1, place + 1} & free]
+    return {place: not {place - 1, place + 1} & given for place in found}
+
+
+def _is_given(latents: Tensor, places: list[int]) -> Tensor:
+    """Return which frames of [1 c t h w] are given, [1 1 t 1 1]."""
+    mask = torch.zeros(latents.shape[2], dtype=torch.bool, device=latents.device)
+    mask[places] = True
+    return mask.view(1, 1, -1, 1, 1)
+
+
+def _between(errors: Tensor, knots: list[int]) -> Tensor:
+    """Return what frames [1 c t h w] lack where only those at the knots are known: linear between, constant beyond.
+
+    Most of what a window gets wrong is common to its frames, and would show as a step at either end.
+    """
+    first, last = knots[0], knots[-1]
+    places = torch.arange(errors.shape[2], device=errors.device, dtype=errors.dtype)
+    weights = ((places - first) / max(1, last - first)).clamp(0, 1).view(1, 1, -1, 1, 1)
+    return torch.lerp(errors[:, :, first : first + 1], errors[:, :, last : last + 1], weights)
 
 
 def _held(setting: Setting, noise: Tensor, anchors: Tensor, places: list[int]) -> OnStep:

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from latentvid.autoencoders.latent_file import LatentFile
 from latentvid.core.errors import UsageError
 from latentvid.core.files import sha256_of
+from latentvid.core.levels import Level, NoiseSchedule
+from latentvid.core.rng import Rng
+from latentvid.core.shapes import LatentShape
+from latentvid.extension.plan import Window
+from latentvid.extension.rules import ContextRule, Setting
 from latentvid.film.generate import generate_film, resume_film
-from latentvid.film.reroll import reroll_window
-from latentvid.pipeline import LatentVideoPipeline
+from latentvid.film.reroll import reroll_window, sample_between
+from latentvid.noise import PRIORS
+from latentvid.pipeline import LatentVideoPipeline, Sampling
+from latentvid.sampling import SOLVERS
 from latentvid.video.reader import open_video
 from tests.film.tiny import STEPS, hashes
+
+
+def off_by(frame: Any) -> Any:
+    return 3.0 + 0.5 * frame
 
 
 @pytest.mark.parametrize("rule", [{"kind": "context", "overlap": 2}, {"kind": "reuse", "overlap": 2}])
@@ -55,6 +69,35 @@ def test_windows_that_share_all_are_made_again_in_one_that_is_moved(
     assert not torch.isclose(new, latents).flatten(2).all(2).any()
     with open_video(out) as reader:
         assert len(list(reader.frames())) == 24
+
+
+@pytest.mark.parametrize(
+    ("places", "left"),
+    [
+        ([0, 1, 6, 7], lambda k: 0),
+        ([0, 1], lambda k: off_by(k) - off_by(1)),
+        ([6, 7], lambda k: off_by(k) - off_by(6)),
+        ([0, 6, 7], lambda k: off_by(k) - off_by(6) * k / 6),  # frame 0, alone, is shown and cannot tell
+    ],
+)
+def test_what_a_window_gets_wrong_does_not_show_at_its_ends(places: list[int], left: Callable[[int], float]) -> None:
+    """What is left of it is what could not be known: how it changes where only one end is given."""
+    truth = torch.arange(8.0).view(1, 1, -1, 1, 1).expand(1, 2, 8, 2, 3)
+    wrong = off_by(torch.arange(8.0)).view(1, 1, -1, 1, 1)
+
+    def off(x: Tensor, level: Level) -> Tensor:
+        shown = (level.per_frame(1, 8).sigma[0] == 0).view(1, 1, -1, 1, 1)
+        return torch.where(shown, x, truth + wrong)
+
+    schedule = NoiseSchedule.from_config({"_class_name": "FlowMatchEulerDiscreteScheduler"})
+    shape, levels, rng = LatentShape(1, 2, 8, 2, 3), schedule.levels(4), Rng((5,))
+    rule, prior = ContextRule(overlap=2), PRIORS.get("iid")()
+    sampling = Sampling(4, None, 0.0, SOLVERS.get("euler")(), rule, rng, shape)
+    setting = Setting(off, prior, schedule, levels, rng, shape, torch.device("cpu"))
+    made = sample_between(setting, sampling, Window(1, 0, 8, 2, 8), truth[:, :, places], places)
+    assert torch.equal(made[:, :, places], truth[:, :, places])
+    for k in {*range(8)} - {*places}:
+        torch.testing.assert_close(made[:, :, k], truth[:, :, k] + left(k), atol=1e-4, rtol=0)
 
 
 def test_each_time_another_one(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
