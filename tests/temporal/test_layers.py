@@ -120,6 +120,28 @@ def test_chunks_of_any_size_equal_the_whole(size: int, num_convs: int, context: 
     assert state.num_frames_seen == FRAMES
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_how_numbers_lie_in_memory_changes_nothing(causal: bool, context: ClipContext) -> None:
+    layer, channels_last = convolution(context, causal=causal), torch.channels_last
+    out = layer(stream().to(memory_format=channels_last))
+    assert out.is_contiguous(memory_format=channels_last)  # else every convolution after it would turn it round again
+    torch.testing.assert_close(out, layer(stream()), atol=1e-5, rtol=0)
+
+
+def test_a_past_that_was_saved_goes_on_as_the_one_in_memory(context: ClipContext) -> None:
+    """Files hold channels first."""
+    layer, x = convolution(context, causal=True), stream().to(memory_format=torch.channels_last)
+    state = StreamState()
+    with context.clip(FRAMES, state):
+        layer(x)
+    saved = StreamState({name: past.contiguous().clone() for name, past in state.tensors.items()}, FRAMES)
+    found = []
+    for past in (state, saved):
+        with context.clip(FRAMES, past):
+            found.append(layer(x))
+    assert torch.equal(*found)
+
+
 def test_a_state_holds_copies_of_two_frames(context: ClipContext) -> None:
     layer, state = convolution(context, causal=True), StreamState()
     with context.clip(FRAMES, state):
