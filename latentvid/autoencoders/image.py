@@ -214,11 +214,7 @@ class ImageAutoencoder(BaseAutoencoder):
         self.image.save_pretrained(folder, **options)
 
     def _laid_out(self, flat: Tensor) -> Tensor:
-        """Let [n c h w] lie in memory as convolutions want it; all that follows keeps this order.
-
-        On the CPU with channels last: TAESD with temporal layers decodes in 0.42x the time in bfloat16 and 0.88x in
-        float32, the Stable Diffusion decoder with them in 0.94x and 0.92x.
-        """
+        """Let [n c h w] lie in memory as convolutions want it, on the CPU with channels last; what follows keeps that."""
         return flat.to(memory_format=torch.channels_last) if flat.device.type == "cpu" else flat
 
     def _plan(self, cost: budget.Cost, height: int, width: int) -> Plan:
