@@ -214,7 +214,7 @@ class ImageAutoencoder(BaseAutoencoder):
         self.image.save_pretrained(folder, **options)
 
     def _laid_out(self, flat: Tensor) -> Tensor:
-        """Let [n c h w] lie in memory as convolutions want it, on the CPU with channels last; what follows keeps that."""
+        """Let [n c h w] lie in memory as convolutions want it: on the CPU, channels last. What follows keeps that."""
         return flat.to(memory_format=torch.channels_last) if flat.device.type == "cpu" else flat
 
     def _plan(self, cost: budget.Cost, height: int, width: int) -> Plan:
