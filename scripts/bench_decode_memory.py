@@ -34,7 +34,9 @@ def main() -> int:
     found = []
     for frames in options.frames:
         command = [sys.executable, __file__, *sys.argv[1:], "--case", str(frames)]
-        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        result = subprocess.run(command, check=False, capture_output=True, text=True)
+        if result.returncode:
+            raise SystemExit(result.stderr.splitlines()[-1])
         found.append(json.loads(result.stdout.splitlines()[-1]))
         print(", ".join(f"{key} {value}" for key, value in found[-1].items()), flush=True)
     growth = found[-1]["peak_mb"] / found[0]["peak_mb"] - 1
@@ -57,7 +59,9 @@ def measure(options: argparse.Namespace, frames: int) -> dict[str, float]:
     cost = network._encode_cost if options.encode else network._decode_cost
     at_once = network.frames_per_encode if options.encode else network.frames_per_decode
     per_pass = min(at_once(options.size, options.size), options.chunk)
-    model = (cost.frame_bytes * per_pass + cost.state_bytes) * options.size**2
+    plan = (network.plan_encode if options.encode else network.plan_decode)(options.size, options.size)
+    # A tile is no larger than what fits; of whole pictures the model says what they need.
+    model = (cost.frame_bytes * per_pass + cost.state_bytes) * options.size**2 if plan.num_tiles == 1 else 0
     held = psutil.Process().memory_info().rss
     dims = (3, options.size, options.size) if options.encode else (network.latent_channels, side, side)
     lengths = [options.chunk] * (frames // options.chunk) + [frames % options.chunk] * bool(frames % options.chunk)
@@ -71,9 +75,11 @@ def measure(options: argparse.Namespace, frames: int) -> dict[str, float]:
     return {
         "frames": frames,
         "frames_per_pass": per_pass,
+        "tiles": plan.num_tiles,
         "peak_mb": round(peak / 1e6, 1),
         "working_set_mb": round((peak - held) / 1e6, 1),
         "model_mb": round(model / 1e6, 1),
+        "given_mb": options.pass_mb,
         "seconds": round(time.perf_counter() - start, 1),
     }
 

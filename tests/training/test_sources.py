@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from latentvid.cli.main import main
-from latentvid.core.config import validate
+from latentvid.core.config import load_config, validate
 from latentvid.core.errors import CheckpointError, LatentVidError, UsageError
 from latentvid.core.rng import Rng
 from latentvid.pipeline import LatentVideoPipeline
+from latentvid.training.finetune import FinetuneConfig
 from latentvid.training.recipes import RECIPES, DecoderRecipe, DiffusionRecipe, load_recipe, run
 from latentvid.training.sources import FootageConfig, WorldConfig
 from latentvid.training.summary import summarize
@@ -212,6 +213,11 @@ def test_caches_keep_their_names() -> None:
         '{"kind":"footage","paths":["a"],"num_clips":1000,"num_frames":16,"size":128,"strides":[1],'
         '"still_share":0.0,"mirror":false,"seed":0}'
     )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "finetune").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_finetunings_are_valid(path: Path) -> None:
+    assert load_config(path, FinetuneConfig).plan()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "train").glob("*.yaml")), ids=lambda path: path.stem)
