@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import torch
+from kornia.enhance import adjust_gamma, adjust_hue, adjust_saturation
 from torch import Tensor
 
 from latentvid.core.rng import Rng
 from latentvid.data.footage import ClipInfo, DecodedClips
+
+GAMMA, SATURATION, HUE = 0.25, 0.4, 0.3
+"""How far light and colour are changed at most: logarithms of the exponent and of the factor, and radians."""
 
 
 class NativeCrops:
@@ -19,6 +25,7 @@ class NativeCrops:
         num_frames: frames of each.
         size: height and width in pixels.
         strides: every n-th frame; one of these at random, among those for which the file is long enough.
+        vary: turn and mirror them, run them backwards and change their light and colour (see `varied`).
         name: of the stream of chance, so that two sets of crops of one seed differ.
     """
 
@@ -30,6 +37,7 @@ class NativeCrops:
         num_frames: int,
         size: int,
         strides: Sequence[int] = (1,),
+        vary: bool = False,
         seed: int = 0,
         name: str = "crops",
         cache_bytes: int = 1 << 30,
@@ -40,7 +48,7 @@ class NativeCrops:
                 f"{small[0].path if small else 'no clip'}: not {num_frames} frames of {size}x{size} pixels"
             )
         self.clips, self.num_clips, self.num_frames, self.size = tuple(clips), num_clips, num_frames, size
-        self.strides = tuple(strides)
+        self.strides, self.vary = tuple(strides), vary
         self._rng = Rng(seed).child(name)
         self._decoded = DecodedClips(cache_bytes)
 
@@ -63,7 +71,21 @@ class NativeCrops:
             frames = frames[[min(i, len(frames) - 1) for i in range(self.num_frames)]]
         top = _below(rng.child("top"), info.height - self.size + 1)
         left = _below(rng.child("left"), info.width - self.size + 1)
-        return frames[..., top : top + self.size, left : left + self.size].contiguous(), []
+        crop = frames[..., top : top + self.size, left : left + self.size]
+        return (varied(crop, rng.child("vary")) if self.vary else crop).contiguous(), []
+
+
+def varied(crop: Tensor, rng: Rng) -> Tensor:
+    """Return a crop, uint8 [t 3 s s], in one of its eight positions, in either order of time, in another light.
+
+    The same for all its frames. A few clips are soon known by heart; these are others as far as textures go.
+    """
+    crop = torch.rot90(crop, _below(rng.child("turns"), 4), (-2, -1))
+    flipped = [dim for dim, name in ((-1, "mirror"), (0, "backwards")) if _below(rng.child(name), 2)]
+    light, colour, hue = (2 * rng.child("light").uniform(3)[0] - 1).tolist()
+    pixels = adjust_gamma(crop.flip(flipped).float() / 255, math.exp(GAMMA * light))
+    pixels = adjust_hue(adjust_saturation(pixels, math.exp(SATURATION * colour)), HUE * hue)
+    return (255 * pixels).round().clamp(0, 255).to(torch.uint8)
 
 
 def _below(rng: Rng, bound: int) -> int:

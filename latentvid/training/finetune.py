@@ -27,7 +27,7 @@ from latentvid.core.runtime import Runtime
 from latentvid.data.footage import ClipInfo
 from latentvid.metrics.lpips import PerceptualNetwork
 from latentvid.training.adversary import DiscriminatorOptions
-from latentvid.training.crops import NativeCrops
+from latentvid.training.crops import NativeCrops, varied
 from latentvid.training.decoder import DecoderOptions, DecoderTask
 from latentvid.training.held_out import Footage
 from latentvid.training.image_guard import Guarded, guard_images, image_decoder_of
@@ -138,6 +138,8 @@ class FinetuneConfig(StrictModel):
     pictures."""
     strides: list[int] = Field([1], min_length=1)
     """Every n-th frame, one of these at random per crop."""
+    vary: bool = False
+    """Turn and mirror crops, run them backwards and change their light: few clips are learned by heart less soon."""
     num_clips: int = Field(360, ge=1)
     """Crops that are drawn, encoded once and trained on; of longer clips as many fewer."""
     num_validation_clips: int = Field(12, ge=1)
@@ -349,11 +351,15 @@ def build_task(
             num_frames=options.num_frames,
             size=config.crop,
             strides=config.strides,
+            vary=config.vary and name == "train",
             seed=seed,
             name=name,
         )
         files = [(str(c.path.resolve()), c.path.stat().st_size) for c in clips]
-        key = cache_name(files, count, options.num_frames, config.crop, config.strides, seed, network.latent_space())
+        variant = [varied.__name__] if crops.vary else []
+        key = cache_name(
+            files, count, options.num_frames, config.crop, config.strides, seed, network.latent_space(), *variant
+        )
         caches[name] = _cached(crops, network, cache / f"{name}-{key}", on_prepared if name == "train" else None)
     is_whole = all((clip.height, clip.width) == (config.crop, config.crop) for clip in footage.train)
     options = options.model_copy(update={"border": 0 if is_whole else min(config.border, config.crop // 4)})

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentvid.autoencoders.load import load_autoencoder
+from latentvid.autoencoders.load import load_autoencoder, load_image_autoencoder
 from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.errors import CheckpointError, InputError, UsageError
+from latentvid.core.rng import Rng
 from latentvid.core.runtime import Runtime, resolve_runtime
 from latentvid.temporal.inject import is_temporal
 from latentvid.training import finetune as work
-from latentvid.training.crops import NativeCrops
+from latentvid.training.crops import NativeCrops, varied
 from latentvid.training.finetune import FinetuneConfig, check_folder
 from latentvid.training.finetune_estimate import estimate
 from latentvid.training.held_out import Footage, find_footage
@@ -109,6 +110,37 @@ def test_crops_are_the_footage_itself(clips: list[Path]) -> None:
         first = (windows == crop[0, :, None, None]).all(dim=(1, 4, 5))
         assert first.any()  # at its own resolution, somewhere in its own file
     assert not torch.equal(crops.clip(0)[0], NativeCrops(infos, **{**options, "seed": 6}).clip(0)[0])
+
+
+def test_varied_crops_are_the_footage_turned_and_in_another_light(monkeypatch: pytest.MonkeyPatch) -> None:
+    crop = Rng(1).integers(0, 256, 4, 3, 8, 8)[0].to(torch.uint8)
+    seen = [varied(crop, Rng(seed)) for seed in range(40)]
+    assert all(one.dtype == torch.uint8 and one.shape == crop.shape for one in seen)
+    assert torch.equal(varied(crop, Rng(3)), seen[3])
+    still = varied(crop[:1].expand(4, -1, -1, -1), Rng(3))
+    assert torch.equal(still, still[:1].expand_as(still))  # all frames alike
+    for name in ("GAMMA", "SATURATION", "HUE"):
+        monkeypatch.setattr(f"latentvid.training.crops.{name}", 0.0)
+    places = [
+        torch.rot90(x, k, (-2, -1)) for x in (crop, crop.flip(-1), crop.flip(0), crop.flip(0, -1)) for k in range(4)
+    ]
+    found = set()
+    for seed in range(200):
+        errors = [(place.int() - varied(crop, Rng(seed)).int()).abs().max() for place in places]
+        assert min(errors) <= 1
+        found.add(errors.index(min(errors)))
+    assert len(found) == 16
+
+
+def test_held_out_crops_are_never_varied(base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path) -> None:
+    footage, caches = find_footage(clips, **LARGE_ENOUGH), {}
+    for vary in (False, True):
+        config = small().model_copy(update={"vary": vary})
+        network = load_image_autoencoder(base)
+        task = work.build_task(config, config.plan()[0], network, footage, tmp_path, runtime=cpu)
+        caches[vary] = task
+    assert torch.equal(caches[False].held_out.video(0), caches[True].held_out.video(0))
+    assert not torch.equal(caches[False].clips.video(0), caches[True].clips.video(0))
 
 
 def test_encoder_and_image_decoder_are_untouched_and_delta_equals_the_model(
