@@ -1,4 +1,4 @@
-"""Measures what channels last are worth on the CPU: decoding and a training step of a temporal autoencoder.
+"""Measures what channels last are worth on the CPU: encoding, decoding and training a temporal autoencoder.
 
     python scripts/bench_layout.py --vae path/to/vae [--size 128] [--frames 12] [--rounds 3] [--json FILE]
 
@@ -13,7 +13,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -66,7 +65,7 @@ def compared(
     with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
         for _ in range(rounds + 1):
             for layout, seconds in taken.items():
-                network._laid_out = partial(torch.Tensor.to, memory_format=layout)
+                network.cpu_memory_format = layout
                 start = time.perf_counter()
                 work()
                 seconds.append(time.perf_counter() - start)

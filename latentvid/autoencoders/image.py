@@ -48,6 +48,8 @@ class ImageAutoencoder(BaseAutoencoder):
     """The config of a subclass that is saved by its own."""
     tile_overlap: int = 16
     """Latents that neighbouring tiles share, where pictures must be cut into tiles."""
+    cpu_memory_format: torch.memory_format = torch.channels_last
+    """What convolutions on a CPU are fastest in; other devices keep the frames as they come."""
 
     def __init__(self, image: nn.Module) -> None:
         super().__init__()
@@ -97,7 +99,7 @@ class ImageAutoencoder(BaseAutoencoder):
             Mean and log variance in model space, float32 [b c t h w]; no variance where the encoder has none.
         """
         frames = video.shape[2]
-        flat = self._laid_out(video.transpose(1, 2).flatten(0, 1).to(self.device, self.dtype))
+        flat = self._in_memory_format(video.transpose(1, 2).flatten(0, 1).to(self.device, self.dtype))
         if not self.is_gaussian:
             return self._to_model(self.image.encode(flat).latents, frames), None
         found = self.image.encode(flat).latent_dist
@@ -131,7 +133,7 @@ class ImageAutoencoder(BaseAutoencoder):
         """
         frames = latents.shape[2]
         raw = latents.to(self.device) / self.scaling_factor + self.shift_factor
-        flat = self._laid_out(raw.transpose(1, 2).flatten(0, 1).to(self.dtype))
+        flat = self._in_memory_format(raw.transpose(1, 2).flatten(0, 1).to(self.dtype))
         return _batched(self._decode_frames(flat, frames, state), frames)
 
     def forward(self, video: Tensor) -> Tensor:
@@ -213,9 +215,9 @@ class ImageAutoencoder(BaseAutoencoder):
         """Write the image network as a diffusers folder."""
         self.image.save_pretrained(folder, **options)
 
-    def _laid_out(self, flat: Tensor) -> Tensor:
-        """Let [n c h w] lie in memory as convolutions want it: on the CPU, channels last. What follows keeps that."""
-        return flat.to(memory_format=torch.channels_last) if flat.device.type == "cpu" else flat
+    def _in_memory_format(self, flat: Tensor) -> Tensor:
+        """Reorder [n c h w] in memory, on the CPU; all that the network makes of it keeps the order."""
+        return flat.to(memory_format=self.cpu_memory_format) if flat.device.type == "cpu" else flat
 
     def _plan(self, cost: budget.Cost, height: int, width: int) -> Plan:
         size = (-(-height // self.spatial_factor), -(-width // self.spatial_factor))

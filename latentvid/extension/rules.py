@@ -7,7 +7,7 @@ new frames' noise depends on the past, and the first frames retrace recorded sta
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal, Protocol
@@ -25,7 +25,7 @@ from latentvid.core.shapes import LatentShape
 from latentvid.extension.plan import Window
 from latentvid.noise.prior import NoisePrior
 from latentvid.noise.reuse import reuse_noise
-from latentvid.sampling.context import with_clean_context
+from latentvid.sampling.context import keep_given, with_clean_context
 from latentvid.sampling.solver import Denoise, OnStep
 from latentvid.sampling.staged import StagedGuidance, TrajectoryRecorder, chain, guided_steps
 
@@ -90,9 +90,8 @@ class ContextRule(StrictModel):
     context_sigma: float = Field(0.0, ge=0, lt=1)
     """Noise level at which the given frames are shown; some keeps long films from feeding on their own errors."""
     bridge: int = Field(1, ge=0)
-    """Given frames, the last ones, that are not shown but made again. By what the very last came out wrong all new
-    frames are corrected: most of a window's error is common to its frames, and shows as a step at the join. Of
-    `overlap` frames one is always shown."""
+    """Given frames, those nearest to the new ones, that are not shown but made again. By what the very nearest came out
+    wrong all new frames are corrected (see `keep_given`)."""
     guidance_scale: float | None = Field(None, ge=1)
     """Guidance of windows that go on under the same prompt, where the user asks for none; null is that of the others.
     What is given says how the film goes on, and strong guidance pulls away from it. 1 is none, at half the time."""
@@ -101,14 +100,25 @@ class ContextRule(StrictModel):
     def append_overlap(self) -> bool:
         return False
 
+    def shown(self, places: Sequence[int], num_frames: int) -> list[int]:
+        """Return which of a window's given places are shown: not the `bridge` nearest to free ones, unless no given one
+        beside them is farther away."""
+        free = set(range(num_frames)) - set(places)
+        far = {place: min((abs(place - other) for other in free), default=num_frames) for place in places}
+
+        def is_farthest(place: int) -> bool:
+            return far[place] >= max(far.get(place - 1, 0), far.get(place + 1, 0))
+
+        return [place for place in places if far[place] > self.bridge or is_farthest(place)]
+
     def start(self, setting: Setting, window: Window, tail: Tail | None) -> Start:
         noise = _fresh(setting, window)
         if tail is None:
             return Start(noise, setting.denoise)
         given = tail.latents[:, :, -self.overlap :]
-        num_again = min(self.bridge, self.overlap - 1)
-        finish = partial(_joined, given) if num_again else None
-        given = given[:, :, : self.overlap - num_again]
+        shown = len(self.shown(range(self.overlap), setting.shape.frames))
+        finish = partial(keep_given, given=given, places=range(self.overlap)) if shown < self.overlap else None
+        given = given[:, :, :shown]
         level, context_noise = None, None
         if self.context_sigma:
             level = setting.schedule.level(setting.schedule.timestep_of(self.context_sigma))
@@ -154,13 +164,6 @@ class ReuseRule(StrictModel):
         ).to(setting.device)
         guidance = StagedGuidance(tail.trajectory, share=self.guidance_share, num_steps=num_steps)
         return Start(noise, setting.denoise, chain(guidance, recorder), recorder)
-
-
-def _joined(given: Tensor, clean: Tensor) -> Tensor:
-    """Return the window with the frames that it was given, and the others moved by what the last of these lacks."""
-    overlap = given.shape[2]
-    error = clean[:, :, overlap - 1 : overlap] - given[:, :, -1:]
-    return torch.cat([given.to(clean), clean[:, :, overlap:] - error], dim=2)
 
 
 RuleConfig = Annotated[ContextRule | ReuseRule, Field(discriminator="kind")]

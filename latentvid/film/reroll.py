@@ -26,7 +26,7 @@ from latentvid.film.make import FilmReport, Maker, OnProgress, last_of, measure,
 from latentvid.film.preview import Preview
 from latentvid.film.settings import Reroll, WindowRecord
 from latentvid.pipeline import LatentVideoPipeline, Sampling
-from latentvid.sampling.context import with_clean_context
+from latentvid.sampling.context import keep_given, with_clean_context
 from latentvid.sampling.solver import OnStep
 from latentvid.temporal.context import StreamState
 from latentvid.temporal.convolution import KERNEL, TemporalConvolution
@@ -197,15 +197,13 @@ def sample_between(setting: Setting, sampling: Sampling, window: Window, anchors
 
     Args:
         anchors: the given frames, [1 c p h w].
-        places: where in the window they stand.
+        places: where in the window they stand, in order.
     """
     noise = setting.prior.sample(setting.shape, rng=setting.rng, first_frame=window.start).to(setting.device)
     denoise, on_step = setting.denoise, None
-    rule, at_edge = sampling.rule, _at_edge(places, setting.shape.frames)
-    if places and isinstance(rule, ContextRule):
-        again = {place for place, is_alone in at_edge.items() if rule.bridge and not is_alone}
-        shown = [k for k, place in enumerate(places) if place not in again]
-        denoise = with_clean_context(denoise, anchors[:, :, shown], places=[places[k] for k in shown])
+    if places and isinstance(sampling.rule, ContextRule):
+        shown = sampling.rule.shown(places, setting.shape.frames)
+        denoise = with_clean_context(denoise, anchors[:, :, [places.index(place) for place in shown]], places=shown)
     elif places:
         on_step = _held(setting, noise, anchors, places)
 
@@ -214,37 +212,7 @@ def sample_between(setting: Setting, sampling: Sampling, window: Window, anchors
         return setting.prior.sample(setting.shape, rng=rng, first_frame=window.start).to(setting.device)
 
     clean = sampling.solver(denoise, noise, setting.levels, renoise=renoise, on_step=on_step)
-    if places:
-        given = clean.index_copy(2, torch.tensor(places, device=clean.device), anchors.to(clean))
-        lacking = _between(clean - given, list(at_edge))
-        clean = torch.where(_is_given(clean, places), given, clean - lacking)
-    return clean
-
-
-def _at_edge(places: list[int], num_frames: int) -> dict[int, bool]:
-    """Return the given frames next to free ones, in order, and whether no given frame lies beside them."""
-    given = set(places)
-    free = set(range(num_frames)) - given
-    found = [place for place in places if {place - 1, place + 1} & free]
-    return {place: not {place - 1, place + 1} & given for place in found}
-
-
-def _is_given(latents: Tensor, places: list[int]) -> Tensor:
-    """Return which frames of [1 c t h w] are given, [1 1 t 1 1]."""
-    mask = torch.zeros(latents.shape[2], dtype=torch.bool, device=latents.device)
-    mask[places] = True
-    return mask.view(1, 1, -1, 1, 1)
-
-
-def _between(errors: Tensor, knots: list[int]) -> Tensor:
-    """Return what frames [1 c t h w] lack where only those at the knots are known: linear between, constant beyond.
-
-    Most of what a window gets wrong is common to its frames, and would show as a step at either end.
-    """
-    first, last = knots[0], knots[-1]
-    places = torch.arange(errors.shape[2], device=errors.device, dtype=errors.dtype)
-    weights = ((places - first) / max(1, last - first)).clamp(0, 1).view(1, 1, -1, 1, 1)
-    return torch.lerp(errors[:, :, first : first + 1], errors[:, :, last : last + 1], weights)
+    return keep_given(clean, anchors, places) if places else clean
 
 
 def _held(setting: Setting, noise: Tensor, anchors: Tensor, places: list[int]) -> OnStep:

@@ -57,6 +57,32 @@ def with_clean_context(
     return denoise_with_context
 
 
+def keep_given(clean: Tensor, given: Tensor, places: Sequence[int]) -> Tensor:
+    """Put given frames back into a sampled window, and take off the others what the given ones came out wrong by.
+
+    Most of what a window gets wrong is common to its frames, and would show as a step beside the given ones. It is
+    known where given frames lie next to free ones: it is taken as linear between the first and the last of these
+    places, and as constant beyond them. Frames that were shown come out right, and so take nothing off.
+
+    Args:
+        clean: [b c t h w].
+        given: [b c p h w] of p frames of the window.
+        places: where in the window these stand, in order.
+    """
+    free = set(range(clean.shape[2])) - set(places)
+    edges = [place for place in places if {place - 1, place + 1} & free]
+    whole = clean.index_copy(2, torch.as_tensor(places, device=clean.device), given.to(clean))
+    if not edges:
+        return whole
+    first, last = edges[0], edges[-1]
+    wrong = clean - whole
+    times = torch.arange(clean.shape[2], device=clean.device, dtype=clean.dtype)
+    weights = ((times - first) / max(1, last - first)).clamp(0, 1).view(1, 1, -1, 1, 1)
+    off = torch.lerp(wrong[:, :, first : first + 1], wrong[:, :, last : last + 1], weights)
+    at = torch.as_tensor(sorted(free), device=clean.device)
+    return whole.index_copy(2, at, (clean - off).index_select(2, at))
+
+
 def _where(mask: Tensor, chosen: Level, other: Level) -> Level:
     return Level(
         torch.where(mask, chosen.alpha.to(other.alpha), other.alpha),

@@ -13,7 +13,7 @@ from latentvid.core.rng import Rng
 from latentvid.data.footage import ClipInfo, DecodedClips
 
 GAMMA, SATURATION, HUE = 0.25, 0.4, 0.3
-"""How far light and colour are changed at most: logarithms of the exponent and of the factor, and radians."""
+"""How far `varied` changes light and colour at most: logarithms of the exponent and of the factor, and radians."""
 
 
 class NativeCrops:

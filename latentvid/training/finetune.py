@@ -27,7 +27,7 @@ from latentvid.core.runtime import Runtime
 from latentvid.data.footage import ClipInfo
 from latentvid.metrics.lpips import PerceptualNetwork
 from latentvid.training.adversary import DiscriminatorOptions
-from latentvid.training.crops import NativeCrops, varied
+from latentvid.training.crops import GAMMA, HUE, SATURATION, NativeCrops
 from latentvid.training.decoder import DecoderOptions, DecoderTask
 from latentvid.training.held_out import Footage
 from latentvid.training.image_guard import Guarded, guard_images, image_decoder_of
@@ -234,6 +234,9 @@ def check_folder(folder: Path, config: FinetuneConfig, vae: str, footage: Footag
     if not resume:
         raise UsageError(f"{folder} exists and holds a run; pass --resume to go on with it, or name another folder.")
     before = read_json(path)
+    if isinstance(before, dict) and isinstance(before.get("config"), dict):
+        # Settings that a run does not know came after it, and their defaults are what it did.
+        before["config"] = {**FinetuneConfig().model_dump(mode="json"), **before["config"]}
     changed = [key for key in settings if not isinstance(before, dict) or before.get(key) != settings[key]]
     if changed:
         raise UsageError(
@@ -356,9 +359,9 @@ def build_task(
             name=name,
         )
         files = [(str(c.path.resolve()), c.path.stat().st_size) for c in clips]
-        variant = [varied.__name__] if crops.vary else []
+        variation = [("varied", GAMMA, SATURATION, HUE)] if crops.vary else []
         key = cache_name(
-            files, count, options.num_frames, config.crop, config.strides, seed, network.latent_space(), *variant
+            files, count, options.num_frames, config.crop, config.strides, seed, network.latent_space(), *variation
         )
         caches[name] = _cached(crops, network, cache / f"{name}-{key}", on_prepared if name == "train" else None)
     is_whole = all((clip.height, clip.width) == (config.crop, config.crop) for clip in footage.train)

@@ -112,6 +112,17 @@ def test_crops_are_the_footage_itself(clips: list[Path]) -> None:
     assert not torch.equal(crops.clip(0)[0], NativeCrops(infos, **{**options, "seed": 6}).clip(0)[0])
 
 
+def test_runs_from_before_a_setting_was_there_go_on(clips: list[Path], tmp_path: Path) -> None:
+    footage, settings = find_footage(clips, **LARGE_ENOUGH), tmp_path / "run" / "settings.json"
+    check_folder(tmp_path, small(), "vae", footage, resume=False)
+    before = json.loads(settings.read_text())
+    assert before["config"].pop("vary") is False
+    settings.write_text(json.dumps(before))
+    check_folder(tmp_path, small(), "vae", footage, resume=True)
+    with pytest.raises(UsageError, match="another config"):
+        check_folder(tmp_path, small().model_copy(update={"vary": True}), "vae", footage, resume=True)
+
+
 def test_varied_crops_are_the_footage_turned_and_in_another_light(monkeypatch: pytest.MonkeyPatch) -> None:
     crop = Rng(1).integers(0, 256, 4, 3, 8, 8)[0].to(torch.uint8)
     seen = [varied(crop, Rng(seed)) for seed in range(40)]
@@ -133,14 +144,13 @@ def test_varied_crops_are_the_footage_turned_and_in_another_light(monkeypatch: p
 
 
 def test_held_out_crops_are_never_varied(base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path) -> None:
-    footage, caches = find_footage(clips, **LARGE_ENOUGH), {}
+    footage, tasks = find_footage(clips, **LARGE_ENOUGH), {}
     for vary in (False, True):
         config = small().model_copy(update={"vary": vary})
         network = load_image_autoencoder(base)
-        task = work.build_task(config, config.plan()[0], network, footage, tmp_path, runtime=cpu)
-        caches[vary] = task
-    assert torch.equal(caches[False].held_out.video(0), caches[True].held_out.video(0))
-    assert not torch.equal(caches[False].clips.video(0), caches[True].clips.video(0))
+        tasks[vary] = work.build_task(config, config.plan()[0], network, footage, tmp_path, runtime=cpu)
+    assert torch.equal(tasks[False].held_out.video(0), tasks[True].held_out.video(0))
+    assert not torch.equal(tasks[False].clips.video(0), tasks[True].clips.video(0))
 
 
 def test_encoder_and_image_decoder_are_untouched_and_delta_equals_the_model(
