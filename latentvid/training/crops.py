@@ -12,8 +12,9 @@ from torch import Tensor
 from latentvid.core.rng import Rng
 from latentvid.data.footage import ClipInfo, DecodedClips
 
-GAMMA, SATURATION, HUE = 0.25, 0.4, 0.3
-"""How far `varied` changes light and colour at most: logarithms of the exponent and of the factor, and radians."""
+GAMMA, LEVELS, SATURATION, HUE = 0.25, 0.2, 0.4, 0.3
+"""How far `varied` changes light and colour at most: the logarithm of the exponent; what becomes black and white, in
+shares of the range; the logarithm of the factor; radians."""
 
 
 class NativeCrops:
@@ -78,12 +79,15 @@ class NativeCrops:
 def varied(crop: Tensor, rng: Rng) -> Tensor:
     """Return a crop, uint8 [t 3 s s], in one of its eight positions, in either order of time, in another light.
 
-    The same for all its frames. A few clips are soon known by heart; these are others as far as textures go.
+    The same for all its frames. A few clips are soon known by heart; these are others as far as textures go. Black and
+    white move too, so that plain black and plain white, which a film may lack, are seen.
     """
     crop = torch.rot90(crop, _below(rng.child("turns"), 4), (-2, -1))
     flipped = [dim for dim, name in ((-1, "mirror"), (0, "backwards")) if _below(rng.child(name), 2)]
-    light, colour, hue = (2 * rng.child("light").uniform(3)[0] - 1).tolist()
+    light, colour, hue, black, white = (2 * rng.child("light").uniform(5)[0] - 1).tolist()
     pixels = adjust_gamma(crop.flip(flipped).float() / 255, math.exp(GAMMA * light))
+    low, high = LEVELS * black, 1 + LEVELS * white
+    pixels = ((pixels - low) / (high - low)).clamp(0, 1)
     pixels = adjust_hue(adjust_saturation(pixels, math.exp(SATURATION * colour)), HUE * hue)
     return (255 * pixels).round().clamp(0, 255).to(torch.uint8)
 

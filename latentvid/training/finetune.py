@@ -27,7 +27,7 @@ from latentvid.core.runtime import Runtime
 from latentvid.data.footage import ClipInfo
 from latentvid.metrics.lpips import PerceptualNetwork
 from latentvid.training.adversary import DiscriminatorOptions
-from latentvid.training.crops import GAMMA, HUE, SATURATION, NativeCrops
+from latentvid.training.crops import GAMMA, HUE, LEVELS, SATURATION, NativeCrops
 from latentvid.training.decoder import DecoderOptions, DecoderTask
 from latentvid.training.held_out import Footage
 from latentvid.training.image_guard import Guarded, guard_images, image_decoder_of
@@ -359,7 +359,7 @@ def build_task(
             name=name,
         )
         files = [(str(c.path.resolve()), c.path.stat().st_size) for c in clips]
-        variation = [("varied", GAMMA, SATURATION, HUE)] if crops.vary else []
+        variation = [("varied", GAMMA, LEVELS, SATURATION, HUE)] if crops.vary else []
         key = cache_name(
             files, count, options.num_frames, config.crop, config.strides, seed, network.latent_space(), *variation
         )

@@ -130,7 +130,10 @@ def test_varied_crops_are_the_footage_turned_and_in_another_light(monkeypatch: p
     assert torch.equal(varied(crop, Rng(3)), seen[3])
     still = varied(crop[:1].expand(4, -1, -1, -1), Rng(3))
     assert torch.equal(still, still[:1].expand_as(still))  # all frames alike
-    for name in ("GAMMA", "SATURATION", "HUE"):
+    grey = (32 + 3 * crop.int() // 4).to(torch.uint8)  # neither black nor white until its levels move
+    reached = torch.stack([varied(grey, Rng(seed)) for seed in range(40)])
+    assert int(reached.min()) == 0 and int(reached.max()) == 255
+    for name in ("GAMMA", "LEVELS", "SATURATION", "HUE"):
         monkeypatch.setattr(f"latentvid.training.crops.{name}", 0.0)
     places = [
         torch.rot90(x, k, (-2, -1)) for x in (crop, crop.flip(-1), crop.flip(0), crop.flip(0, -1)) for k in range(4)
