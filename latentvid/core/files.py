@@ -15,10 +15,12 @@ from typing import Any
 
 try:
     import fcntl
-except ImportError:  # Windows: what a killed process leaves is not told from what a living one writes
+except ImportError:  # Windows: no locks; what a killed process leaves is not told from what a living one writes
     fcntl = None  # type: ignore[assignment]
 
 from latentvid.core.errors import InputError, ResourceError, UsageError
+
+LOCK = ".lock"
 
 
 @contextmanager
@@ -86,6 +88,26 @@ def _open_locked(path: Path) -> int | None:
         pass
     os.close(handle)
     return None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same out of a run's folder while the block runs.
+
+    A killed process leaves a file named `LOCK` there and no lock.
+
+    Raises:
+        ResourceError: another one is in it.
+    """
+    if fcntl is None:
+        yield
+        return
+    with (folder / LOCK).open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ResourceError(f"{folder}: another process is working on this run; wait for it.") from error
+        yield
 
 
 @contextmanager

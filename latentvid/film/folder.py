@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,8 +31,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latentvid.core.config import validate
-from latentvid.core.errors import CheckpointError, InputError, ResourceError, UsageError
-from latentvid.core.files import atomic_path, check_output, read_json, sha256_of, write_json
+from latentvid.core.errors import CheckpointError, InputError, UsageError
+from latentvid.core.files import LOCK, atomic_path, check_output, locked, read_json, sha256_of, write_json
 from latentvid.extension.rules import Tail
 from latentvid.film.settings import FilmSettings, RunRecord, WindowRecord
 from latentvid.temporal.context import StreamState
@@ -218,31 +218,19 @@ class RunFolder:
         self.take_staged()
         for folder in (self.path, *(self.path / name for name in ("windows", "carry", "preview"))):
             for file in folder.glob(".*"):
-                if file.is_file() and file.name != _LOCK:
+                if file.is_file() and file.name != LOCK:
                     file.unlink(missing_ok=True)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes out of the folder while the block runs.
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes out of the folder while a block runs.
 
         Raises:
             ResourceError: another one is in it.
         """
-        try:
-            import fcntl
-        except ImportError:  # no such locks on Windows
-            yield
-            return
-        with (self.path / _LOCK).open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ResourceError(f"{self.path}: another process is working on this run; wait for it.") from error
-            yield
+        return locked(self.path)
 
 
 _LAST = "last_frames"
-_LOCK = ".lock"
 _NEXT = "next"
 
 

@@ -7,6 +7,7 @@ which starts from what the one before exported.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from latentvid.autoencoders.losses import ReconstructionWeights
 from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.config import StrictModel
 from latentvid.core.errors import CheckpointError, InputError, UsageError
-from latentvid.core.files import read_json, write_json
+from latentvid.core.files import locked, read_json, write_json
 from latentvid.core.rng import Rng
 from latentvid.core.runtime import Runtime
 from latentvid.data.footage import ClipInfo
@@ -263,42 +264,45 @@ def finetune(
     Raises:
         UsageError: the folder is taken, or the settings do not fit the autoencoder.
         CheckpointError: there is no such autoencoder, or no such trunk.
+        ResourceError: another process is working in the folder.
         KeyboardInterrupt: with the state saved; `resume` goes on.
     """
     folder = Path(folder)
     network = load_image_autoencoder(vae)
     check_fits(config, network, footage)
     device = "cpu" if runtime.device.type == "cpu" else "auto"
-    if is_main_process():
-        check_folder(folder, config, str(vae), footage, resume=resume)
-    base = image_decoder_of(network) if isinstance(network, TemporalAutoencoder) else network
-    run, done = folder / RUN, []
-    for stage in config.plan():
-        if not (run / stage.name / RESULT).is_file():
-            with main_process_first(device):
-                task = build_task(
-                    config,
-                    stage,
-                    network,
-                    footage,
-                    run / "cache",
-                    runtime=runtime,
-                    image=base,
-                    on_prepared=on_prepared,
-                )
-            _train(task, stage, run, device=device, resume=resume, on_record=on_record)
-        done.append(_stage_done(stage, run / stage.name))
-        network = load_image_autoencoder(run / stage.name / "export")
-    exported = network
-    assert isinstance(exported, TemporalAutoencoder)
-    for autoencoder in (base, exported):
-        nn.Module.to(autoencoder, runtime.device)
-    exported.name = base.name
-    guard = guard_images(exported, base, [clip.path for clip in footage.held_out])
-    has_delta = exported.image_weights() == base.image_weights()
-    if is_main_process():
-        write_autoencoder(exported, folder, has_delta=has_delta)
-    return Finetuned(exported, base, guard, has_delta, tuple(done))
+    with ExitStack() as held:
+        if is_main_process():
+            check_folder(folder, config, str(vae), footage, resume=resume)
+            held.enter_context(locked(folder / RUN))
+        base = image_decoder_of(network) if isinstance(network, TemporalAutoencoder) else network
+        run, done = folder / RUN, []
+        for stage in config.plan():
+            if not (run / stage.name / RESULT).is_file():
+                with main_process_first(device):
+                    task = build_task(
+                        config,
+                        stage,
+                        network,
+                        footage,
+                        run / "cache",
+                        runtime=runtime,
+                        image=base,
+                        on_prepared=on_prepared,
+                    )
+                _train(task, stage, run, device=device, resume=resume, on_record=on_record)
+            done.append(_stage_done(stage, run / stage.name))
+            network = load_image_autoencoder(run / stage.name / "export")
+        exported = network
+        assert isinstance(exported, TemporalAutoencoder)
+        for autoencoder in (base, exported):
+            nn.Module.to(autoencoder, runtime.device)
+        exported.name = base.name
+        guard = guard_images(exported, base, [clip.path for clip in footage.held_out])
+        has_delta = exported.image_weights() == base.image_weights()
+        if is_main_process():
+            write_autoencoder(exported, folder, has_delta=has_delta)
+        return Finetuned(exported, base, guard, has_delta, tuple(done))
 
 
 def _train(

@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from latentvid.core.config import StrictModel
 from latentvid.core.errors import CheckpointError, LatentVidError, ResourceError, UsageError
-from latentvid.core.files import read_json, write_json
+from latentvid.core.files import locked, read_json, write_json
 from latentvid.core.rng import Rng
 from latentvid.core.runtime import resolve_runtime
 from latentvid.training.interrupts import held_interrupts
@@ -101,7 +101,7 @@ def train(
     Raises:
         UsageError: the folder holds a run already, nothing is trainable, or the device cannot compute in the
             precision asked for.
-        ResourceError: the device is not there.
+        ResourceError: the device is not there, or another process is working in the folder.
         CheckpointError: the state to resume from is damaged, or of another network.
         TrainingDiverged: the loss became infinite or NaN.
     """
@@ -156,12 +156,15 @@ class _Run:
         self.log = RunLog(folder / "log.jsonl" if self.accelerator.is_main_process else None, on_record)
         self._since, self._logged = time.monotonic(), 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._held = ExitStack()
         self._ahead: dict[int, Any] = {}
 
     def start(self, *, resume: bool) -> None:
         states = saved_states(self.folder)
         check_folder(self.folder, resume=resume)
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.accelerator.is_main_process:
+            self._held.enter_context(locked(self.folder))
         self.task.train()
         if states:
             self._load(states[-1])
@@ -264,6 +267,7 @@ class _Run:
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
+        self._held.close()
 
     @contextmanager
     def averaged(self, instead: Sequence[Tensor] | None = None) -> Iterator[None]:

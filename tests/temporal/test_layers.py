@@ -128,6 +128,25 @@ def test_how_numbers_lie_in_memory_changes_nothing(causal: bool, context: ClipCo
     torch.testing.assert_close(out, layer(stream()), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("side", [3, 64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_are_those_of_a_convolution_in_time(
+    side: int, layout: torch.memory_format, context: ClipContext
+) -> None:
+    """Torch has one kernel for small planes and another for large ones."""
+    layer = TemporalConvolution(CHANNELS, context, "block", num_convs=1, normalize=False, causal=False)
+    conv = moved(layer).requires_grad_(True).convs[0]
+    x = Rng(3).normal(FRAMES, CHANNELS, side, side)[0].to(memory_format=layout).requires_grad_(True)
+    layer(x).sin().sum().backward()
+    found = [x.grad, conv.weight.grad, conv.bias.grad]
+    x.grad = conv.weight.grad = conv.bias.grad = None
+    kernel = conv.weight.view(CHANNELS, 3, CHANNELS).transpose(1, 2)[..., None, None]
+    branch = F.conv3d(F.silu(x).transpose(0, 1)[None], kernel, conv.bias, padding=(1, 0, 0))
+    (x + branch[0].transpose(0, 1)).sin().sum().backward()
+    for gradient, expected in zip(found, [x.grad, conv.weight.grad, conv.bias.grad], strict=True):
+        torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-3)
+
+
 def test_a_past_that_was_saved_goes_on_as_the_one_in_memory(context: ClipContext) -> None:
     """Files hold channels first."""
     layer, x = convolution(context, causal=True), stream().to(memory_format=torch.channels_last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from latentvid.core.errors import CheckpointError, ResourceError, UsageError
+from latentvid.core.files import LOCK, locked
 from latentvid.training.interrupts import held_interrupts
 from latentvid.training.loop import LoopConfig, TrainingDiverged, saved_states, train
 from tests.training.toys import CONFIG, ToyTask
@@ -63,7 +65,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_is_a_folder_with_a_log_states_and_what_was_trained(whole: Path) -> None:
-    assert sorted(p.name for p in whole.iterdir()) == ["export", "log.jsonl", "loop.json", "result.json", "state"]
+    names = {p.name for p in whole.iterdir()}
+    assert names == {LOCK, "export", "log.jsonl", "loop.json", "result.json", "state"}
     assert [p.name for p in saved_states(whole)] == ["step-10", "step-12"]
     assert sorted(p.name for p in (whole / "state").iterdir()) == ["step-10", "step-12"]
     assert [r["step"] for r in records(whole) if "loss" in r] == [4, 8, 12]
@@ -253,6 +256,16 @@ def test_a_run_is_not_overwritten(whole: Path) -> None:
     with pytest.raises(UsageError, match="holds a training run already; pass --resume"):
         run(whole)
     assert sorted((p, p.stat().st_mtime_ns) for p in whole.rglob("*")) == before
+
+
+def test_two_processes_do_not_work_on_one_run(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    before = (folder / "log.jsonl").read_bytes()
+    with locked(folder), pytest.raises(ResourceError, match="another process is working on this run"):
+        run(folder, resume=True)
+    assert (folder / "log.jsonl").read_bytes() == before
+    run(folder, resume=True)
 
 
 def test_a_file_is_no_run(tmp_path: Path) -> None:
