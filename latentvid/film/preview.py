@@ -8,7 +8,7 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
-from latentvid.core.files import atomic_path
+from latentvid.core.files import atomic_path, resource_errors
 from latentvid.film.folder import RunFolder
 from latentvid.video.transport import write_transport_stream
 
@@ -18,37 +18,45 @@ class Preview:
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
-        self._counts: list[int] = []
+        self._num_windows = self._num_frames = 0
+        self._longest = 1
+        self._entries: list[str] = []
+        self._num_written: int | None = None
 
     def show(self, count: int, *, is_whole: bool = False) -> None:
         """Put the first `count` windows into the playlist, and its end where the film `is_whole`."""
-        if preview_path(self.run) is None:
+        playlist = preview_path(self.run)
+        if playlist is None:
             return
-        for index in range(len(self._counts), count):
-            self._counts.append(self.run.window(index).num_shown)
+        fps, longest = Fraction(self.run.settings.fps), self._longest
+        for index in range(self._num_windows, count):
+            num_shown = self.run.window(index).num_shown
             target = self.part(index)
-            if self._counts[-1] and not target.is_file():
+            if num_shown and not target.is_file():
                 target.parent.mkdir(exist_ok=True)
-                fps = Fraction(self.run.settings.fps)
-                write_transport_stream(self.run.segment(index), target, first_frame=sum(self._counts[:-1]), fps=fps)
-        self._write_playlist(is_whole)
+                write_transport_stream(self.run.segment(index), target, first_frame=self._num_frames, fps=fps)
+            if num_shown:
+                length = float(num_shown / fps)
+                self._longest = max(self._longest, round(length))
+                self._entries.append(f"#EXTINF:{length:.6f},\n{target.relative_to(self.run.path).as_posix()}\n")
+            self._num_windows, self._num_frames = index + 1, self._num_frames + num_shown
+        if self._num_written is None or is_whole or self._longest != longest or not playlist.is_file():
+            self._write(playlist, is_whole=is_whole)
+        else:
+            # Not anew: a window of a long film must not wait longer than one of a short film. Where this is cut short,
+            # whoever resumes the run writes the whole.
+            with resource_errors(playlist), playlist.open("a", encoding="utf-8") as file:
+                file.write("".join(self._entries[self._num_written :]))
+        self._num_written = len(self._entries)
 
     def part(self, index: int) -> Path:
         """Return the file of one window."""
         return self.run.path / "preview" / f"{index:06d}.ts"
 
-    def _write_playlist(self, is_whole: bool) -> None:
-        fps = Fraction(self.run.settings.fps)
-        shown = [(index, float(count / fps)) for index, count in enumerate(self._counts) if count]
-        lines = ["#EXTM3U", "#EXT-X-VERSION:3", "#EXT-X-PLAYLIST-TYPE:EVENT", "#EXT-X-MEDIA-SEQUENCE:0"]
-        lines.append(f"#EXT-X-TARGETDURATION:{max((round(length) for _, length in shown), default=1) or 1}")
-        for index, length in shown:
-            lines += [f"#EXTINF:{length:.6f},", self.part(index).relative_to(self.run.path).as_posix()]
-        if is_whole:
-            lines.append("#EXT-X-ENDLIST")
-        playlist = preview_path(self.run)
-        assert playlist is not None
-        text = "\n".join(lines) + "\n"
+    def _write(self, playlist: Path, *, is_whole: bool) -> None:
+        head = ["#EXTM3U", "#EXT-X-VERSION:3", "#EXT-X-PLAYLIST-TYPE:EVENT", "#EXT-X-MEDIA-SEQUENCE:0"]
+        head.append(f"#EXT-X-TARGETDURATION:{self._longest}")
+        text = "".join(f"{line}\n" for line in head) + "".join(self._entries) + "#EXT-X-ENDLIST\n" * is_whole
         if not playlist.is_file() or playlist.read_text(encoding="utf-8") != text:
             with atomic_path(playlist) as beside:
                 beside.write_text(text, encoding="utf-8")
