@@ -29,7 +29,8 @@ MOST_FRAMES = 64
 LIVE_TENSORS = 6.0
 """Tensors of the largest size that an image network holds at its peak: input, residual, activation, output."""
 LIVE_TENSORS_TEMPORAL = 16.0
-"""The same inside a temporal layer, which stacks three neighbours of every frame."""
+"""The same inside a temporal layer: six for every frame of a pass, and where a pass is one frame as much again goes to
+what is padded with the past, to kernels and to the heap (TAESD, 256x256)."""
 PICTURE_BYTES = 2 * 3 * 4
 """Of a frame in float32, and of what it becomes next."""
 
