@@ -20,7 +20,7 @@ from torch import Tensor
 
 from latentvid.autoencoders.latent_file import LatentWriter
 from latentvid.core.errors import CheckpointError, InputError, UsageError
-from latentvid.core.files import atomic_path, sha256_of
+from latentvid.core.files import atomic_path, locked, sha256_of
 from latentvid.extension.rules import ReuseRule, Tail
 from latentvid.film.anchors import prepare_anchors
 from latentvid.film.clip_shots import TICK, ClipShots, clip_shots, own_encoding
@@ -115,7 +115,7 @@ def extend_clip(
         clip=facts,
     )
     run = new_run(pipeline, settings, run_path(out), given=given_frames(settings))
-    with run.locked():
+    with locked(run.path):
         prepare_anchors(run, pipeline)
         prepare_clip(run, pipeline)
         return complete(run, pipeline, clip_shots(run), on_progress=on_progress)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from latentvid.core.config import validate
 from latentvid.core.errors import CheckpointError, InputError, UsageError
-from latentvid.core.files import LOCK, atomic_path, check_output, locked, read_json, sha256_of, write_json
+from latentvid.core.files import LOCK, atomic_path, check_output, read_json, sha256_of, write_json
 from latentvid.extension.rules import Tail
 from latentvid.film.settings import FilmSettings, RunRecord, WindowRecord
 from latentvid.temporal.context import StreamState
@@ -220,14 +220,6 @@ class RunFolder:
             for file in folder.glob(".*"):
                 if file.is_file() and file.name != LOCK:
                     file.unlink(missing_ok=True)
-
-    def locked(self) -> AbstractContextManager[None]:
-        """Keep other processes out of the folder while a block runs.
-
-        Raises:
-            ResourceError: another one is in it.
-        """
-        return locked(self.path)
 
 
 _LAST = "last_frames"

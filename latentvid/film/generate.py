@@ -16,6 +16,7 @@ import torch
 from latentvid import __version__
 from latentvid.autoencoders.image import hash_weights
 from latentvid.core.errors import CheckpointError
+from latentvid.core.files import locked
 from latentvid.core.runtime import resolve_runtime
 from latentvid.film.anchors import prepare_anchors
 from latentvid.film.finish import discard, finish
@@ -75,7 +76,7 @@ def generate_film(
         start_image=start_image,
     )
     run = new_run(pipeline, settings, run_path(out))
-    with run.locked():
+    with locked(run.path):
         prepare_anchors(run, pipeline)
         return complete(run, pipeline, plain_shots(run), on_progress=on_progress)
 
@@ -115,7 +116,7 @@ def resume_film(
     from latentvid.film.extend import prepare_clip
 
     folder = RunFolder.open(run)
-    with folder.locked():
+    with locked(folder.path):
         folder.sweep()
         pipeline = pipeline or load_pipeline(folder.settings)
         check_model(folder, pipeline)

@@ -21,14 +21,13 @@ class Preview:
         self._num_windows = self._num_frames = 0
         self._longest = 1
         self._entries: list[str] = []
-        self._num_written: int | None = None
 
     def show(self, count: int, *, is_whole: bool = False) -> None:
         """Put the first `count` windows into the playlist, and its end where the film `is_whole`."""
         playlist = preview_path(self.run)
         if playlist is None:
             return
-        fps, longest = Fraction(self.run.settings.fps), self._longest
+        fps, longest, num_written = Fraction(self.run.settings.fps), self._longest, len(self._entries)
         for index in range(self._num_windows, count):
             num_shown = self.run.window(index).num_shown
             target = self.part(index)
@@ -40,14 +39,13 @@ class Preview:
                 self._longest = max(self._longest, round(length))
                 self._entries.append(f"#EXTINF:{length:.6f},\n{target.relative_to(self.run.path).as_posix()}\n")
             self._num_windows, self._num_frames = index + 1, self._num_frames + num_shown
-        if self._num_written is None or is_whole or self._longest != longest or not playlist.is_file():
+        if not num_written or is_whole or self._longest != longest or not playlist.is_file():
             self._write(playlist, is_whole=is_whole)
         else:
             # Not anew: a window of a long film must not wait longer than one of a short film. Where this is cut short,
             # whoever resumes the run writes the whole.
             with resource_errors(playlist), playlist.open("a", encoding="utf-8") as file:
-                file.write("".join(self._entries[self._num_written :]))
-        self._num_written = len(self._entries)
+                file.write("".join(self._entries[num_written:]))
 
     def part(self, index: int) -> Path:
         """Return the file of one window."""

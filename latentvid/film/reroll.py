@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from latentvid.core.errors import CheckpointError, UsageError
+from latentvid.core.files import locked
 from latentvid.core.rng import Rng
 from latentvid.extension.plan import Window
 from latentvid.extension.rollout import MadeWindow
@@ -60,7 +61,7 @@ def reroll_window(
     """
     start = time.perf_counter()
     folder = RunFolder.open(run)
-    with folder.locked():
+    with locked(folder.path):
         folder.sweep()
         if folder.record.film is None:
             raise CheckpointError(f"{folder.path}: unfinished; first `latentvid resume {folder.path}`.")

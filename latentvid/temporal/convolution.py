@@ -33,7 +33,8 @@ def _across_frames(plane: Tensor, kernel: Tensor, bias: Tensor | None, padding: 
 class _AcrossFrames(torch.autograd.Function):
     """`_across_frames`, with the kernel's gradient as three products of matrices.
 
-    Torch's own took two to three times as long as these (a CPU, float32), and gives none to a view on small planes.
+    Torch's own is slow in float32 on a CPU (training at 512 channels took longer by it than with stacked frames), and
+    there is none for a view on small planes.
     """
 
     @staticmethod
@@ -136,8 +137,8 @@ class TemporalConvolution(nn.Module):
     def _convolve(self, x: Tensor, frames: int, key: str, conv: nn.Module) -> Tensor:
         """Convolve [b*t c h w] across frames, as a plane that is t frames high and h*w pixels wide, channels last.
 
-        A library has a fast kernel for that and none for a (3, 1, 1) convolution; stacking three frames for a 1x1
-        convolution moves three times the memory and took two to three times as long (a CPU, either precision).
+        Libraries have a fast kernel for that; one over three stacked frames moves three times the memory
+        (`scripts/bench_temporal_convolution.py`).
         """
         assert isinstance(conv, nn.Conv2d)
         height, width = x.shape[-2:]

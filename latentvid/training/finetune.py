@@ -7,7 +7,7 @@ which starts from what the one before exported.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -271,10 +271,9 @@ def finetune(
     network = load_image_autoencoder(vae)
     check_fits(config, network, footage)
     device = "cpu" if runtime.device.type == "cpu" else "auto"
-    with ExitStack() as held:
-        if is_main_process():
-            check_folder(folder, config, str(vae), footage, resume=resume)
-            held.enter_context(locked(folder / RUN))
+    if is_main_process():
+        check_folder(folder, config, str(vae), footage, resume=resume)
+    with locked(folder / RUN) if is_main_process() else nullcontext():
         base = image_decoder_of(network) if isinstance(network, TemporalAutoencoder) else network
         run, done = folder / RUN, []
         for stage in config.plan():
@@ -293,16 +292,27 @@ def finetune(
                 _train(task, stage, run, device=device, resume=resume, on_record=on_record)
             done.append(_stage_done(stage, run / stage.name))
             network = load_image_autoencoder(run / stage.name / "export")
-        exported = network
-        assert isinstance(exported, TemporalAutoencoder)
-        for autoencoder in (base, exported):
-            nn.Module.to(autoencoder, runtime.device)
-        exported.name = base.name
-        guard = guard_images(exported, base, [clip.path for clip in footage.held_out])
-        has_delta = exported.image_weights() == base.image_weights()
-        if is_main_process():
-            write_autoencoder(exported, folder, has_delta=has_delta)
-        return Finetuned(exported, base, guard, has_delta, tuple(done))
+        assert isinstance(network, TemporalAutoencoder)
+        return _finished(network, base, footage, folder, runtime, tuple(done))
+
+
+def _finished(
+    exported: TemporalAutoencoder,
+    base: ImageAutoencoder,
+    footage: Footage,
+    folder: Path,
+    runtime: Runtime,
+    done: tuple[StageDone, ...],
+) -> Finetuned:
+    """Guard single frames, and write the autoencoder and its delta."""
+    for autoencoder in (base, exported):
+        nn.Module.to(autoencoder, runtime.device)
+    exported.name = base.name
+    guard = guard_images(exported, base, [clip.path for clip in footage.held_out])
+    has_delta = exported.image_weights() == base.image_weights()
+    if is_main_process():
+        write_autoencoder(exported, folder, has_delta=has_delta)
+    return Finetuned(exported, base, guard, has_delta, done)
 
 
 def _train(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from latentvid.core.errors import CheckpointError, ResourceError, UsageError
-from latentvid.core.files import read_json, sha256_of
+from latentvid.core.files import locked, read_json, sha256_of
 from latentvid.film.folder import RunFolder
 from latentvid.film.generate import generate_film, resume_film
 from latentvid.film.make import Progress
@@ -156,7 +156,7 @@ def test_damage_and_other_models_are_refused(pipeline: LatentVideoPipeline, tmp_
 def test_a_run_is_worked_on_by_one(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
     generate_film(pipeline, "clouds", tmp_path / "film.mp4", num_frames=8, **STEPS)
     run = RunFolder.open(tmp_path / "film.mp4")
-    with run.locked(), pytest.raises(ResourceError, match="another process"):
+    with locked(run.path), pytest.raises(ResourceError, match="another process"):
         resume_film(run.path, pipeline=pipeline)
 
 

@@ -147,6 +147,35 @@ def test_gradients_are_those_of_a_convolution_in_time(
         torch.testing.assert_close(gradient, expected, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_gradients_agree_with_finite_differences(causal: bool, frozen: bool, context: ClipContext) -> None:
+    """Of batches and of a branch of several convolutions too, and where only the input learns."""
+    layer = convolution(context, causal=causal).double().requires_grad_(not frozen)
+    x = stream().double()[..., :2].requires_grad_(True)
+    names, values = zip(*layer.named_parameters(), strict=True)
+
+    def run(x: Tensor, *parameters: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(run, (x, *values))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_gradients_under_autocast_are_those_of_float32_rounded(causal: bool, context: ClipContext) -> None:
+    layer, found = convolution(context, causal=causal).requires_grad_(True), {}
+    for is_enabled in (False, True):
+        layer.zero_grad()
+        x = stream().requires_grad_(True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_enabled):
+            out = layer(x)
+        out.float().square().sum().backward()
+        found[is_enabled] = [x.grad, *(parameter.grad for parameter in layer.parameters())]
+    for exact, rounded in zip(found[False], found[True], strict=True):
+        assert rounded.dtype == torch.float32
+        assert (rounded - exact).norm() < 0.02 * exact.norm()
+
+
 def test_a_past_that_was_saved_goes_on_as_the_one_in_memory(context: ClipContext) -> None:
     """Files hold channels first."""
     layer, x = convolution(context, causal=True), stream().to(memory_format=torch.channels_last)
