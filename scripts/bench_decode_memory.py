@@ -60,7 +60,7 @@ def measure(options: argparse.Namespace, frames: int) -> dict[str, float]:
     at_once = network.frames_per_encode if options.encode else network.frames_per_decode
     per_pass = min(at_once(options.size, options.size), options.chunk)
     plan = (network.plan_encode if options.encode else network.plan_decode)(options.size, options.size)
-    model = (cost.frame_bytes * per_pass + cost.state_bytes) * options.size**2
+    model = cost.pass_peak(options.size**2, per_pass)
     held = psutil.Process().memory_info().rss
     dims = (3, options.size, options.size) if options.encode else (network.latent_channels, side, side)
     lengths = [options.chunk] * (frames // options.chunk) + [frames % options.chunk] * bool(frames % options.chunk)

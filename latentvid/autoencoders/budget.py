@@ -1,7 +1,8 @@
 """How many frames go through a network at once, so that a working set stays within the memory it was given.
 
 The model is a plain one: what a pass holds is a small multiple of the largest tensor that any layer of the network puts
-out, per frame, and temporal layers keep two frames of each of their inputs besides. The multiples are estimates;
+out, per frame; temporal layers take something for the pass as a whole besides, and keep two frames of each of their
+inputs from one pass to the next. The multiples are estimates;
 `scripts/bench_decode_memory.py` measures the real peak.
 """
 
@@ -27,10 +28,10 @@ DEFAULT_BYTES = 512 * 10**6
 MOST_FRAMES = 64
 """More at once is no faster."""
 LIVE_TENSORS = 6.0
-"""Tensors of the largest size that an image network holds at its peak: input, residual, activation, output."""
-LIVE_TENSORS_TEMPORAL = 16.0
-"""The same inside a temporal layer: six for every frame of a pass, and where a pass is one frame as much again goes to
-what is padded with the past, to kernels and to the heap (TAESD, 256x256)."""
+"""Tensors of the largest size that a network holds for every frame at its peak: input, residual, activation, output."""
+PASS_TENSORS_TEMPORAL = 8.0
+"""Of the size of one frame in a temporal layer, for a pass of any length: what is padded with the past, for kernels and
+for the heap. Fitted to peaks of 1 to 8 frames (TAESD at 256x256, Stable Diffusion's decoder at 192x192)."""
 PICTURE_BYTES = 2 * 3 * 4
 """Of a frame in float32, and of what it becomes next."""
 
@@ -45,6 +46,12 @@ class Cost:
     """For what temporal layers carry, however many frames there are."""
     picture_bytes: float = PICTURE_BYTES
     """For the frame that tiles are put together in, and as much for every other in the pass."""
+    pass_bytes: float = 0.0
+    """For a pass, however many frames are in it; nothing between passes."""
+
+    def pass_peak(self, num_pixels: int, frames: int) -> float:
+        """Return what a pass of `frames` frames of `num_pixels` takes, with what is carried."""
+        return (self.state_bytes + self.pass_bytes + self.frame_bytes * frames) * num_pixels
 
     def frames_per_pass(self, num_pixels: int, max_bytes: int | None) -> int:
         """Return how many frames of `num_pixels` (height x width, times the batch) fit into `max_bytes`.
@@ -52,13 +59,13 @@ class Cost:
         Raises:
             ResourceError: a limit is given, and not even one frame fits.
         """
-        frame, state = self.frame_bytes * num_pixels, self.state_bytes * num_pixels
+        frame, fixed = self.frame_bytes * num_pixels, self.pass_peak(num_pixels, 0)
         if max_bytes is None:
-            return max(1, min(int((DEFAULT_BYTES - state) // frame), MOST_FRAMES))
-        frames = int((max_bytes - state) // frame)
+            return max(1, min(int((DEFAULT_BYTES - fixed) // frame), MOST_FRAMES))
+        frames = int((max_bytes - fixed) // frame)
         if frames < 1:
             raise ResourceError(
-                f"one frame of {num_pixels} pixels needs about {format_bytes(frame + state)} in the autoencoder, and "
+                f"one frame of {num_pixels} pixels needs about {format_bytes(frame + fixed)} in the autoencoder, and "
                 f"{format_bytes(max(0, max_bytes))} are given to it; raise --max-memory or use a smaller size."
             )
         return min(frames, MOST_FRAMES)
@@ -100,8 +107,9 @@ def measure(network: nn.Module, run: Callable[[], Tensor], num_pixels: int) -> C
     finally:
         for hook in hooks:
             hook.remove()
-    frame = width * max(LIVE_TENSORS * largest[False], LIVE_TENSORS_TEMPORAL * largest[True])
-    return Cost(frame / num_pixels, width * carried / num_pixels)
+    frame = width * LIVE_TENSORS * max(largest.values())
+    whole_pass = width * PASS_TENSORS_TEMPORAL * largest[True]
+    return Cost(frame / num_pixels, width * carried / num_pixels, pass_bytes=whole_pass / num_pixels)
 
 
 def live_bytes(passes: Iterable[Tensor]) -> tuple[int, int]:

@@ -92,7 +92,7 @@ def plan_passes(
         tile = [-(-(length + (n - 1) * overlap) // n) for length, n in zip(size, counts, strict=True)]
         # What every tile carries is held for all of them, and so is the picture that they are put together in.
         area = tile[0] * tile[1] * factor**2
-        held = cost.state_bytes * area * counts[0] * counts[1] + cost.picture_bytes * pixels
+        held = (cost.state_bytes * counts[0] * counts[1] + cost.pass_bytes) * area + cost.picture_bytes * pixels
         frames = int((max_bytes - held) // (cost.frame_bytes * area + cost.picture_bytes * pixels))
         if frames >= 1 and counts != [1, 1]:
             return Plan(frames, (tile[0], tile[1]), size, overlap)

@@ -137,7 +137,7 @@ def test_a_memory_limit_makes_tiles_by_itself(kind: str) -> None:
 
 
 def test_plans_keep_the_memory_with_the_fewest_tiles() -> None:
-    cost = Cost(frame_bytes=1000.0, state_bytes=100.0)
+    cost = Cost(frame_bytes=1000.0, state_bytes=100.0, pass_bytes=50.0)
     size, factor = (64, 128), 8
     pixels = 64 * 128 * 64
     assert plan_passes(cost, size, factor, None, overlap=8).num_tiles == 1
@@ -147,7 +147,8 @@ def test_plans_keep_the_memory_with_the_fewest_tiles() -> None:
     for share in (1000, 600, 400):
         plan = plan_passes(cost, size, factor, share * pixels, overlap=8)
         area = plan.tile[0] * plan.tile[1] * factor**2
-        assert plan.frames * cost.frame_bytes * area + cost.state_bytes * area * plan.num_tiles <= share * pixels
+        held = plan.frames * cost.frame_bytes + cost.state_bytes * plan.num_tiles + cost.pass_bytes
+        assert held * area <= share * pixels
         counts.append(plan.num_tiles)
     assert 1 < counts[0] <= counts[1] <= counts[2]
     with pytest.raises(ResourceError, match="[Tt]iles"):
