@@ -29,7 +29,7 @@ MOST_FRAMES = 64
 """More at once is no faster."""
 LIVE_TENSORS = 6.0
 """Tensors of the largest size that a network holds for every frame at its peak: input, residual, activation, output."""
-PASS_TENSORS_TEMPORAL = 8.0
+PASS_TENSORS_TEMPORAL = 9.0
 """Of the size of one frame in a temporal layer, for a pass of any length: what is padded with the past, for kernels and
 for the heap. Fitted to peaks of 1 to 8 frames (TAESD at 256x256, Stable Diffusion's decoder at 192x192)."""
 PICTURE_BYTES = 2 * 3 * 4
