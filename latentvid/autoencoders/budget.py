@@ -28,10 +28,13 @@ DEFAULT_BYTES = 512 * 10**6
 MOST_FRAMES = 64
 """More at once is no faster."""
 LIVE_TENSORS = 6.0
-"""Tensors of the largest size that a network holds for every frame at its peak: input, residual, activation, output."""
-PASS_TENSORS_TEMPORAL = 9.0
-"""Of the size of one frame in a temporal layer, for a pass of any length: what is padded with the past, for kernels and
-for the heap. Fitted to peaks of 1 to 8 frames (TAESD at 256x256, Stable Diffusion's decoder at 192x192)."""
+"""Tensors of the largest size that an image network holds for every frame at its peak: input, residual, activation,
+output."""
+LIVE_TENSORS_TEMPORAL = 8.0
+"""The same inside a temporal layer, with what the heap keeps in pieces: peaks of one pass differ by a quarter."""
+PASS_TENSORS_TEMPORAL = 8.0
+"""Of the size of one frame there, for a pass of any length: what is padded with the past, and what kernels use. Fitted
+to the largest peaks of passes of 1 to 8 frames (TAESD at 256x256, Stable Diffusion's decoder at 192x192)."""
 PICTURE_BYTES = 2 * 3 * 4
 """Of a frame in float32, and of what it becomes next."""
 
@@ -107,7 +110,7 @@ def measure(network: nn.Module, run: Callable[[], Tensor], num_pixels: int) -> C
     finally:
         for hook in hooks:
             hook.remove()
-    frame = width * LIVE_TENSORS * max(largest.values())
+    frame = width * max(LIVE_TENSORS * largest[False], LIVE_TENSORS_TEMPORAL * largest[True])
     whole_pass = width * PASS_TENSORS_TEMPORAL * largest[True]
     return Cost(frame / num_pixels, width * carried / num_pixels, pass_bytes=whole_pass / num_pixels)
 
