@@ -2,8 +2,7 @@
 
 The model is a plain one: what a pass holds is a small multiple of the largest tensor that any layer of the network puts
 out, per frame; temporal layers take something for the pass as a whole besides, and keep two frames of each of their
-inputs from one pass to the next. The multiples are estimates;
-`scripts/bench_decode_memory.py` measures the real peak.
+inputs from one pass to the next. The multiples are estimates; `scripts/bench_decode_memory.py` measures the real peak.
 """
 
 from __future__ import annotations
