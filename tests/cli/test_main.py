@@ -43,33 +43,28 @@ def python(*words: str, **more: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, timeout=60, **more)  # type: ignore[call-overload]
 
 
+# What help may cost: the parser and the settings' checker with what they stand on. A second's worth of imports is a
+# library named elsewhere, so the names are what is held here and not the time, which is the machine's.
+LIGHT = {
+    "latentvid",
+    *("typer", "click", "shellingham", "annotated_doc", "colorama", "rich", "markdown_it", "mdurl", "pygments"),
+    *("pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection", "psutil"),
+}
+
+
 @pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
 def test_help_shows_an_example_and_loads_nothing_heavy(words: list[str]) -> None:
     code = (
-        "import sys\nfrom latentvid.cli.main import main\n"
+        "import sys\nbefore = set(sys.modules)\nfrom latentvid.cli.main import main\n"
         f"code = main({words})\n"
-        "heavy = {'torch', 'numpy', 'av', 'diffusers', 'transformers'} & set(sys.modules)\n"
+        "loaded = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        f"heavy = {{name for name in loaded if name[0] != '_'}} - sys.stdlib_module_names - {LIGHT}\n"
         "sys.exit(f'loaded {heavy}' if heavy else code)"
     )
     run = python("-c", code)
     assert run.returncode == 0, run.stderr
     assert "Example" in run.stdout
     assert "latentvid " in run.stdout.split("Example")[1]
-
-
-@pytest.mark.skipif(os.name == "nt", reason="POSIX accounting")
-@pytest.mark.parametrize("words", [["--help"], ["inspect", "--help"]])
-def test_help_answers_in_half_a_second(words: list[str]) -> None:
-    import resource
-
-    took = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert python("-m", "latentvid", *words).returncode == 0
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        # Processor time: what other programs do to the clock on the wall says nothing about us.
-        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(took) < 0.5
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
