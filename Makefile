@@ -7,7 +7,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
-PYTEST_ARGS ?= -q
+# Side by side, a thread each: tensors are small here. More than eight would only take memory.
+PYTEST_ARGS ?= -q -n logical --maxprocesses 8
 PROMPT ?= slow clouds drifting left over hills at dusk
 FRAMES ?= 64
 
@@ -30,7 +31,7 @@ demo: $(STAMP)
 	$(BIN)/latentvid generate "$(PROMPT)" -o outputs/demo.mp4 --frames $(FRAMES) --contact-sheet outputs/demo.png --overwrite
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
