@@ -95,6 +95,18 @@ class TemporalAutoencoder(ImageAutoencoder, ModelMixin, ConfigMixin):
     def num_temporal_parameters(self) -> int:
         return sum(p.numel() for p in temporal_parameters(self).values())
 
+    @property
+    def has_delta(self) -> bool:
+        """Whether the temporal layers alone make it out of the image autoencoder that it was grown from."""
+        return self.config.image_weights_hash == self.image_weights()
+
+    def without_time(self) -> ImageAutoencoder:
+        """Return a copy without its temporal layers, on the same device, for inference."""
+        image = ImageAutoencoder(build_image_network(self.image_config))
+        image.load_state_dict({k: v for k, v in self.state_dict().items() if not is_temporal(k)})
+        image.name, image.max_memory = self.name, self.max_memory
+        return image.to(self.device, self.dtype).requires_grad_(False).eval()
+
     def freeze_image(self) -> None:
         """Leave nothing but the temporal layers trainable."""
         for name, parameter in self.named_parameters():
@@ -108,10 +120,10 @@ class TemporalAutoencoder(ImageAutoencoder, ModelMixin, ConfigMixin):
         """Write the temporal layers alone, with the hash of the image autoencoder that they belong to.
 
         Raises:
-            UsageError: the image network's own weights were trained too, so that the layers alone are not the model.
+            UsageError: the image network's own weights were trained too, or nobody knows what they were before, so
+                that the layers alone are not the model.
         """
-        image_hash = self.image_weights()
-        if self.config.image_weights_hash not in (None, image_hash):
+        if not self.has_delta:
             raise UsageError(
                 f"{folder}: the spatial weights were changed as well, so a delta would not be the model; "
                 "save the whole of it."
@@ -122,7 +134,7 @@ class TemporalAutoencoder(ImageAutoencoder, ModelMixin, ConfigMixin):
         with atomic_path(folder / DELTA_WEIGHTS) as beside:
             save_file(weights, beside, {"format": "pt"})
         config = {k: v for k, v in self.config.items() if not k.startswith("_")}
-        about = {"_class_name": DELTA_CLASS, **config, "image_weights_hash": image_hash, "image_name": self.name}
+        about = {"_class_name": DELTA_CLASS, **config, "image_name": self.name}
         write_json(folder / self.config_name, about)
 
     def load_temporal(self, weights: Mapping[str, Tensor]) -> None:

@@ -227,8 +227,7 @@ class DecoderTask(Task):
         """Write the autoencoder, its temporal layers (`delta/`) where only they were ever trained, and
         `metrics.json`."""
         self.autoencoder.save_pretrained(folder)
-        grown_on = self.autoencoder.config.image_weights_hash
-        if not self.options.train_spatial and grown_on in (None, self.autoencoder.image_weights()):
+        if not self.options.train_spatial and self.autoencoder.has_delta:
             self.autoencoder.save_delta(folder / "delta")
         write_json(folder / "metrics.json", {"held_out": self.validate()})
 

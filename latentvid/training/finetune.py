@@ -31,7 +31,7 @@ from latentvid.training.adversary import DiscriminatorOptions
 from latentvid.training.crops import GAMMA, HUE, LEVELS, SATURATION, NativeCrops
 from latentvid.training.decoder import DecoderOptions, DecoderTask
 from latentvid.training.held_out import Footage
-from latentvid.training.image_guard import Guarded, guard_images, image_decoder_of
+from latentvid.training.image_guard import Guarded, guard_images
 from latentvid.training.latent_cache import LatentCache, build_cache, cache_name
 from latentvid.training.loop import RESULT, LoopConfig, OnRecord, is_main_process, main_process_first, train
 from latentvid.training.recipes import OnPrepared
@@ -207,8 +207,6 @@ class Finetuned:
     image: ImageAutoencoder
     """What it was before: the same without temporal layers, its spatial weights as they came."""
     guard: Guarded
-    has_delta: bool
-    """Whether the temporal layers alone make the model out of the image autoencoder."""
     stages: tuple[StageDone, ...]
 
 
@@ -274,7 +272,7 @@ def finetune(
     if is_main_process():
         check_folder(folder, config, str(vae), footage, resume=resume)
     with locked(folder / RUN) if is_main_process() else nullcontext():
-        base = image_decoder_of(network) if isinstance(network, TemporalAutoencoder) else network
+        base = network.without_time() if isinstance(network, TemporalAutoencoder) else network
         run, done = folder / RUN, []
         for stage in config.plan():
             if not (run / stage.name / RESULT).is_file():
@@ -309,10 +307,9 @@ def _finished(
         nn.Module.to(autoencoder, runtime.device)
     exported.name = base.name
     guard = guard_images(exported, base, [clip.path for clip in footage.held_out])
-    has_delta = exported.image_weights() == base.image_weights()
     if is_main_process():
-        write_autoencoder(exported, folder, has_delta=has_delta)
-    return Finetuned(exported, base, guard, has_delta, done)
+        write_autoencoder(exported, folder)
+    return Finetuned(exported, base, guard, done)
 
 
 def _train(
@@ -402,10 +399,10 @@ def build_task(
     )
 
 
-def write_autoencoder(autoencoder: TemporalAutoencoder, folder: Path, *, has_delta: bool) -> None:
+def write_autoencoder(autoencoder: TemporalAutoencoder, folder: Path) -> None:
     """Write a folder that `from_pretrained` reads, with the temporal layers alone in `delta/` where they are enough."""
     autoencoder.save_pretrained(folder)
-    if has_delta:
+    if autoencoder.has_delta:
         autoencoder.save_delta(folder / "delta")
 
 

@@ -14,10 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latentvid.autoencoders.image import ImageAutoencoder, build_image_network
+from latentvid.autoencoders.image import ImageAutoencoder
 from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.errors import InputError
-from latentvid.temporal.inject import is_temporal
 from latentvid.training.decoder import GUARD_DB
 from latentvid.video.pixels import frames_to_tensor
 from latentvid.video.reader import open_video
@@ -54,14 +53,6 @@ class Guarded:
             f"image guard: single frames had fallen by {-trained:.2f} dB, more than {GUARD_DB}; {self.share:.0%} of "
             f"the change of the spatial weights is kept, which leaves {kept:+.2f} dB."
         )
-
-
-def image_decoder_of(autoencoder: TemporalAutoencoder) -> ImageAutoencoder:
-    """Return a copy of what it is without its temporal layers, on the same device, for inference."""
-    image = ImageAutoencoder(build_image_network(autoencoder.image_config))
-    image.load_state_dict({k: v for k, v in autoencoder.state_dict().items() if not is_temporal(k)})
-    image.name, image.max_memory = autoencoder.name, autoencoder.max_memory
-    return image.to(autoencoder.device, autoencoder.dtype).requires_grad_(False).eval()
 
 
 def guard_images(autoencoder: TemporalAutoencoder, image: ImageAutoencoder, clips: Sequence[Path]) -> Guarded:

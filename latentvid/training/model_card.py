@@ -26,18 +26,18 @@ _KEPT = (
 def describe(done: Finetuned, settings: FinetuneConfig, base: str, found: Footage, runtime: Runtime) -> dict[str, Any]:
     """Return everything about a finetuning but its figures, JSON-able; `base` is the folder or name it started from."""
     guard = done.guard
-    plan = settings.plan()
-    spatial = any(stage.options.train_spatial for stage in plan) and not done.has_delta
+    image_weights = done.image.image_weights()
+    spatial = done.autoencoder.image_weights() != image_weights
     precision = {"no": "fp32"}.get(settings.loop.mixed_precision, settings.loop.mixed_precision)
     return {
         "base": {
             "name": done.image.name,
             "class": done.image.image_config["_class_name"],
-            "image_weights": done.image.image_weights(),
+            "image_weights": image_weights,
             "latent_space": done.autoencoder.latent_space(),
             "license": describe_checkpoint(component_folder(base)).get("license"),
         },
-        "has_delta": done.has_delta,
+        "has_delta": done.autoencoder.has_delta,
         "image_guard": {**asdict(guard), "holds": guard.holds, "sentence": guard.sentence()},
         "training": {
             "trained": "its temporal layers and the spatial decoder" if spatial else "its temporal layers",

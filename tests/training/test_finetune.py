@@ -20,7 +20,7 @@ from latentvid.training.crops import NativeCrops, varied
 from latentvid.training.finetune import FinetuneConfig, check_folder
 from latentvid.training.finetune_estimate import estimate
 from latentvid.training.held_out import Footage, find_footage
-from latentvid.training.image_guard import guard_images, image_decoder_of, still_psnr
+from latentvid.training.image_guard import guard_images, still_psnr
 from tests.training.footage_clips import write_base, write_footage
 
 LARGE_ENOUGH = {"min_frames": 3, "min_side": 16}
@@ -177,7 +177,7 @@ def test_encoder_and_image_decoder_are_untouched_and_delta_equals_the_model(
     )
     assert done.guard.psnr_before == pytest.approx(done.guard.psnr_kept, abs=1e-4)
     assert done.guard.holds
-    assert done.has_delta
+    assert done.autoencoder.has_delta
 
 
 def test_stopped_and_resumed_equals_uninterrupted(base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_guard_moves_spatial_weights_back_only_where_stills_suffer(base: Path, c
     assert guarded.holds
     assert still_psnr(finetuned, clips[:2]) == pytest.approx(guarded.psnr_kept)
     assert "had fallen" in guarded.sentence()
-    weights = image_decoder_of(finetuned).state_dict()["decoder.conv_out.bias"]
+    weights = finetuned.without_time().state_dict()["decoder.conv_out.bias"]
     start = image.state_dict()["decoder.conv_out.bias"]
     assert torch.allclose(weights, start + guarded.share * 0.3, atol=1e-6)
 
@@ -250,7 +250,7 @@ def test_spatial_training_keeps_the_encoder(base: Path, clips: list[Path], cpu: 
     done = work.finetune(config, base, find_footage(clips, **LARGE_ENOUGH), tmp_path / "out", runtime=cpu)
     assert done.autoencoder.latent_space() == load_autoencoder(base).latent_space()
     assert done.guard.holds
-    assert (tmp_path / "out" / "delta").exists() == done.has_delta
+    assert (tmp_path / "out" / "delta").exists() == done.autoencoder.has_delta
 
 
 def staged() -> FinetuneConfig:
@@ -342,3 +342,25 @@ def test_held_out_files_are_never_read_while_training_batches_are_made(
         assert {bytes(clip.numpy().tobytes()) for clip in video} <= train
     settings = json.loads(json.dumps(footage.describe()))
     assert [c["file"] for c in settings["held_out"]] == ["clip3.mp4"]
+
+
+@pytest.mark.parametrize("train_spatial", [False, True])
+def test_what_was_finetuned_is_finetuned_again(
+    base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path, train_spatial: bool
+) -> None:
+    """A delta goes on the autoencoder that all began with, so there is one only while that one's weights are in use."""
+    footage = find_footage(clips, **LARGE_ENOUGH)
+    options = {"batch": 2, "num_frames": 3, "train_spatial": train_spatial}
+    first = FinetuneConfig.model_validate({**small(lr=1e-3, keep="last").model_dump(), "options": options})
+    once = work.finetune(first, base, footage, tmp_path / "once", runtime=cpu)
+    assert once.autoencoder.has_delta == (not train_spatial)
+    again = work.finetune(small(), tmp_path / "once", footage, tmp_path / "again", runtime=cpu)
+    assert again.autoencoder.has_delta == once.autoencoder.has_delta == (tmp_path / "again" / "delta").exists()
+    assert again.autoencoder.image_weights() == once.autoencoder.image_weights()
+    full = load_autoencoder(tmp_path / "again")
+    latents = torch.randn(1, 3, 5, 4, 4)
+    assert not torch.equal(full.decode_chunk(latents), once.autoencoder.decode_chunk(latents))
+    if again.autoencoder.has_delta:
+        for image in (base, tmp_path / "once"):
+            from_delta = load_autoencoder(tmp_path / "again" / "delta", image_autoencoder=image)
+            assert torch.equal(from_delta.decode_chunk(latents), full.decode_chunk(latents))
