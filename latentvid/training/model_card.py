@@ -106,7 +106,9 @@ def _card(name: str, facts: Mapping[str, Any], table: str, command: str) -> str:
 def _delta(facts: Mapping[str, Any]) -> str:
     if facts["has_delta"]:
         return "`delta/` holds the temporal layers alone, for use with the base's own weights."
-    return "The spatial weights of the decoder were trained too, so there is no delta."
+    return (
+        "The spatial weights are no longer those of the image autoencoder that it was grown from, so there is no delta."
+    )
 
 
 def _names(clips: Sequence[Mapping[str, Any]]) -> str:
