@@ -201,6 +201,10 @@ class ImageAutoencoder(BaseAutoencoder):
         """Return the same for `decode`."""
         return self._plan(self._decode_cost, height, width)
 
+    def without_time(self) -> ImageAutoencoder:
+        """Return what decodes every frame for itself: this one, or a copy without layers that see other frames."""
+        return self
+
     def freeze_encoder(self) -> None:
         """Take the encoder out of training, so that latents stay what they are."""
         for child in (self.encoder, getattr(self, "quant_conv", None)):

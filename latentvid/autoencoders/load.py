@@ -168,10 +168,8 @@ def _load_delta(
             ) from error
     if config.get("image_weights_hash") != image.image_weights():
         raise CheckpointError(f"{folder} was trained on another image autoencoder than {image.name or 'this one'}.")
-    if isinstance(image, TemporalAutoencoder):
-        image = image.without_time()
     options = {k: config[k] for k in ("temporal_num_convs", "temporal_dropout") if k in config}
-    grown = TemporalAutoencoder.from_image(image, **options)
+    grown = TemporalAutoencoder.from_image(image.without_time(), **options)
     path = folder / DELTA_WEIGHTS
     read_header(path)
     try:

@@ -116,6 +116,12 @@ class TemporalAutoencoder(ImageAutoencoder, ModelMixin, ConfigMixin):
         """Write a folder that `from_pretrained` reads back bit by bit."""
         ModelMixin.save_pretrained(self, folder, **options)
 
+    def save_with_delta(self, folder: str | Path) -> None:
+        """Write a folder that `from_pretrained` reads, the temporal layers alone in `delta/` where they are enough."""
+        self.save_pretrained(folder)
+        if self.has_delta:
+            self.save_delta(Path(folder) / "delta")
+
     def save_delta(self, folder: str | Path) -> None:
         """Write the temporal layers alone, with the hash of the image autoencoder that they belong to.
 
@@ -125,8 +131,8 @@ class TemporalAutoencoder(ImageAutoencoder, ModelMixin, ConfigMixin):
         """
         if not self.has_delta:
             raise UsageError(
-                f"{folder}: the spatial weights were changed as well, so a delta would not be the model; "
-                "save the whole of it."
+                f"{folder}: the spatial weights were changed as well, or are of unknown origin, so a delta would not be "
+                "the model; save the whole of it."
             )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

@@ -224,11 +224,8 @@ class DecoderTask(Task):
         return {**figures, "lpips": float(terms["lpips"])} if "lpips" in terms else figures
 
     def export(self, folder: Path) -> None:
-        """Write the autoencoder, its temporal layers (`delta/`) where only they were ever trained, and
-        `metrics.json`."""
-        self.autoencoder.save_pretrained(folder)
-        if not self.options.train_spatial and self.autoencoder.has_delta:
-            self.autoencoder.save_delta(folder / "delta")
+        """Write the autoencoder, its delta where there is one, and `metrics.json`."""
+        self.autoencoder.save_with_delta(folder)
         write_json(folder / "metrics.json", {"held_out": self.validate()})
 
 

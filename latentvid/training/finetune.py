@@ -272,7 +272,7 @@ def finetune(
     if is_main_process():
         check_folder(folder, config, str(vae), footage, resume=resume)
     with locked(folder / RUN) if is_main_process() else nullcontext():
-        base = network.without_time() if isinstance(network, TemporalAutoencoder) else network
+        base = network.without_time()
         run, done = folder / RUN, []
         for stage in config.plan():
             if not (run / stage.name / RESULT).is_file():
@@ -308,7 +308,7 @@ def _finished(
     exported.name = base.name
     guard = guard_images(exported, base, [clip.path for clip in footage.held_out])
     if is_main_process():
-        write_autoencoder(exported, folder)
+        exported.save_with_delta(folder)
     return Finetuned(exported, base, guard, done)
 
 
@@ -397,13 +397,6 @@ def build_task(
         perceptual=perceptual,
         image=image,
     )
-
-
-def write_autoencoder(autoencoder: TemporalAutoencoder, folder: Path) -> None:
-    """Write a folder that `from_pretrained` reads, with the temporal layers alone in `delta/` where they are enough."""
-    autoencoder.save_pretrained(folder)
-    if autoencoder.has_delta:
-        autoencoder.save_delta(folder / "delta")
 
 
 def _cached(crops: NativeCrops, network: ImageAutoencoder, folder: Path, on_prepared: OnPrepared | None) -> LatentCache:

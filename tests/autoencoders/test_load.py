@@ -140,6 +140,15 @@ def test_a_delta_of_changed_spatial_weights_is_refused(tmp_path: Path) -> None:
     next(iter(network.decoder.parameters())).data += 1
     with pytest.raises(UsageError, match="spatial"):
         network.save_delta(tmp_path / "delta")
+    network.save_with_delta(tmp_path / "whole")
+    assert not (tmp_path / "whole" / "delta").exists()
+
+
+def test_weights_of_unknown_origin_have_no_delta(tmp_path: Path) -> None:
+    network = TemporalAutoencoder(ImageAutoencoder(image_network("tiny")).image_config)
+    assert not network.has_delta
+    with pytest.raises(UsageError, match="unknown origin"):
+        network.save_delta(tmp_path / "delta")
 
 
 def test_memory_that_does_not_suffice_is_said(folder: Path) -> None:

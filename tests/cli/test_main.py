@@ -43,8 +43,8 @@ def python(*words: str, **more: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, timeout=60, **more)  # type: ignore[call-overload]
 
 
-# What help may cost: the parser and the settings' checker with what they stand on. A second's worth of imports is a
-# library named elsewhere, so the names are what is held here and not the time, which is the machine's.
+# Packages that help may import: those that parse words and check settings, with what they stand on. They are held to
+# by name and not by time, which is the machine's.
 LIGHT = {
     "latentvid",
     *("typer", "click", "shellingham", "annotated_doc", "colorama", "rich", "markdown_it", "mdurl", "pygments"),
