@@ -131,8 +131,8 @@ class TemporalAutoencoder(ImageAutoencoder, ModelMixin, ConfigMixin):
         """
         if not self.has_delta:
             raise UsageError(
-                f"{folder}: the spatial weights were changed as well, or are of unknown origin, so a delta would not be "
-                "the model; save the whole of it."
+                f"{folder}: the spatial weights were changed as well, or are of unknown origin, so a delta would not "
+                "be the model; save the whole of it."
             )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
