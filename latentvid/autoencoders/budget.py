@@ -131,6 +131,7 @@ class _Live(TorchDispatchMode):
         super().__init__()
         self.peak = 0
         self._held: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._at_most = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -139,10 +140,14 @@ class _Live(TorchDispatchMode):
         for leaf in tree_leaves(found):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
-                self._held[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self.peak = max(self.peak, self.now())
+                if storage._cdata not in self._held:  # a reference keeps the place of what is gone from being reused
+                    self._held[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                    self._at_most += storage.nbytes()
+        if self._at_most > self.peak:  # seldom: looking through all that is held at every operation takes minutes
+            self.peak = max(self.peak, self.now())
         return found
 
     def now(self) -> int:
         self._held = {key: item for key, item in self._held.items() if not item[0].expired()}
-        return sum(size for _, size in self._held.values())
+        self._at_most = sum(size for _, size in self._held.values())
+        return self._at_most

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -103,13 +104,17 @@ def plan_passes(
 
 
 class SharedNorms:
-    """The statistics of a network's group norms, taken from passes over all tiles and used in others."""
+    """The statistics of a network's group norms, taken from passes over all tiles and used in others.
+
+    What is held is one tile's, however many there are: a mean and a mean square per group, for every pass.
+    """
 
     def __init__(self, network: nn.Module | None, num_tiles: int) -> None:
         modules = network.modules() if network else ()
         self._norms = [module for module in modules if isinstance(module, nn.GroupNorm)]
         self._num_tiles = num_tiles
-        self._found: dict[nn.GroupNorm, list[tuple[Tensor, Tensor]]] = {}
+        self._sums: dict[nn.GroupNorm, list[tuple[Tensor, Tensor]]] = {}
+        self._passes: Counter[nn.GroupNorm] = Counter()
 
     def __bool__(self) -> bool:
         return bool(self._norms)
@@ -118,61 +123,57 @@ class SharedNorms:
         """Return what `run`, which sends all tiles through the network, gives with the statistics of all tiles.
 
         Args:
+            run: calls `begin_tile` before each of them.
             probe: does the same and is called before, to find the statistics; `run` itself if not given.
         """
         if not self._norms:
             return run()
-        with self.taken():
-            (probe or run)()
-        with self.used():
-            return run()
+        try:
+            with self._hooked(self._take):
+                (probe or run)()
+            with self._hooked(self._use):
+                return run()
+        finally:
+            self._sums.clear()
+
+    def begin_tile(self) -> None:
+        """Hear that the passes to come, until the next call, are of another tile: as many, of the same frames."""
+        self._passes.clear()
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Take the statistics of the passes inside, as many for one tile as for another."""
-        self._found.clear()
-
-        def note(norm: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
-            assert isinstance(norm, nn.GroupNorm)
-            values = _grouped(inputs[0], norm).float()
-            found = values.mean(dim=-1, keepdim=True), values.square().mean(dim=-1, keepdim=True)
-            self._found.setdefault(norm, []).append(found)
-
-        hooks = [norm.register_forward_hook(note) for norm in self._norms]
+    def _hooked(self, hook: Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]) -> Iterator[None]:
+        hooks = [norm.register_forward_hook(hook) for norm in self._norms]
         try:
             yield
         finally:
-            for hook in hooks:
-                hook.remove()
+            for handle in hooks:
+                handle.remove()
 
-    @contextmanager
-    def used(self) -> Iterator[None]:
-        """Use them in the passes inside, which are of the same frames in the same order."""
-        shared = {norm: self._over_tiles(found) for norm, found in self._found.items()}
-        done: Counter[nn.GroupNorm] = Counter()
+    def _take(self, norm: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        assert isinstance(norm, nn.GroupNorm)
+        values = _grouped(inputs[0], norm).float()
+        found = values.mean(dim=-1, keepdim=True), values.square().mean(dim=-1, keepdim=True)
+        sums, number = self._sums.setdefault(norm, []), self._next_pass(norm)
+        if number == len(sums):
+            sums.append(found)
+        else:
+            for total, value in zip(sums[number], found, strict=True):
+                total += value
 
-        def apply(norm: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
-            assert isinstance(norm, nn.GroupNorm)
-            x = inputs[0]
-            mean, square = shared[norm][done[norm] % len(shared[norm])]
-            done[norm] += 1
-            scale = ((square - mean.square()).clamp(min=0) + norm.eps).rsqrt()
-            normed = ((_grouped(x, norm) - mean.to(x.dtype)) * scale.to(x.dtype)).view(x.shape)
-            sides = (1, -1, *(1 for _ in x.shape[2:]))
-            return normed * norm.weight.view(sides) + norm.bias.view(sides)
+    def _use(self, norm: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        assert isinstance(norm, nn.GroupNorm)
+        if norm not in self._sums:
+            return out
+        x = inputs[0]
+        mean, square = (total / self._num_tiles for total in self._sums[norm][self._next_pass(norm)])
+        scale = ((square - mean.square()).clamp(min=0) + norm.eps).rsqrt()
+        normed = ((_grouped(x, norm) - mean.to(x.dtype)) * scale.to(x.dtype)).view(x.shape)
+        sides = (1, -1, *(1 for _ in x.shape[2:]))
+        return normed * norm.weight.view(sides) + norm.bias.view(sides)
 
-        hooks = [norm.register_forward_hook(apply) for norm in shared]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _over_tiles(self, found: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-        """Return the means over all tiles, for each of the passes that a tile takes."""
-        num_passes = len(found) // self._num_tiles
-        columns = ([*zip(*found[k::num_passes], strict=True)] for k in range(num_passes))
-        return [(sum(means) / self._num_tiles, sum(squares) / self._num_tiles) for means, squares in columns]
+    def _next_pass(self, norm: nn.GroupNorm) -> int:
+        self._passes[norm] += 1
+        return self._passes[norm] - 1
 
 
 def _grouped(x: Tensor, norm: nn.GroupNorm) -> Tensor:
@@ -233,12 +234,18 @@ def stream_tiles(
     norms = SharedNorms(network, plan.num_tiles)
     copies = iter(itertools.tee(chunks, plan.num_tiles * (2 if norms else 1)))
 
-    def films() -> Iterator[tuple[Tensor, ...]]:
-        cut = [_tile_film(chunks, tile, factor_in) for tile, chunks in zip(plan.tiles(), copies, strict=False)]
-        return zip(*map(run, cut), strict=True)
+    def films() -> list[Iterator[Tensor]]:
+        return [run(_tile_film(film, tile, factor_in)) for tile, film in zip(plan.tiles(), copies, strict=False)]
 
-    found, probes = films(), films() if norms else iter(())
-    while parts := norms.share(partial(next, found, ()), partial(next, probes, ())):
+    def advance(films: list[Iterator[Tensor]]) -> list[Tensor]:
+        parts: list[Tensor] = []
+        for film in films:
+            norms.begin_tile()
+            parts += islice(film, 1)
+        return parts
+
+    found, probes = films(), films() if norms else []
+    while parts := norms.share(partial(advance, found), partial(advance, probes)):
         for pieces in zip(*(part.split(plan.frames, dim=2) for part in parts), strict=True):
             yield fade(pieces, plan, factor_out)
 

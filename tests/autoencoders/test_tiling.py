@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentvid.autoencoders.budget import Cost
 from latentvid.autoencoders.image import ImageAutoencoder
-from latentvid.autoencoders.tiling import Plan, plan_passes, run_tiles, spans
+from latentvid.autoencoders.tiling import Plan, SharedNorms, plan_passes, run_tiles, spans
 from latentvid.core.errors import ResourceError
 from latentvid.core.rng import Rng
 from latentvid.temporal.context import StreamState
@@ -22,7 +22,7 @@ TILES = Plan(2, (16, 18), SIZE, 8)
 
 def latents(network: ImageAutoencoder, frames: int = 5) -> Tensor:
     coarse = Rng(4).normal(network.latent_channels, frames, 6, 8)[0]
-    return torch.nn.functional.interpolate(coarse, SIZE, mode="bicubic")
+    return nn.functional.interpolate(coarse, SIZE, mode="bicubic")
 
 
 def limited(network: ImageAutoencoder, plan: Plan) -> ImageAutoencoder:
@@ -110,7 +110,7 @@ def test_encoding_in_tiles_comes_near(kind: str) -> None:
     network = ImageAutoencoder(image_network(kind))
     factor = network.spatial_factor
     video = Rng(1).uniform(2, 3, SIZE[0] * factor // 4, SIZE[1] * factor // 4)[0] * 2 - 1
-    video = torch.nn.functional.interpolate(video, scale_factor=4, mode="bicubic").clamp(-1, 1)
+    video = nn.functional.interpolate(video, scale_factor=4, mode="bicubic").clamp(-1, 1)
     (mean, logvar), *_ = network.encode_posterior([video])
     size = (mean.shape[-2], mean.shape[-1])
     (tiled, tiled_logvar), *_ = limited(network, Plan(2, (16, 18), size, 8)).encode_posterior([video])
@@ -153,3 +153,23 @@ def test_plans_keep_the_memory_with_the_fewest_tiles() -> None:
     assert 1 < counts[0] <= counts[1] <= counts[2]
     with pytest.raises(ResourceError, match="[Tt]iles"):
         plan_passes(cost, size, factor, 110 * pixels, overlap=8)
+
+
+def test_tiles_that_share_norms_are_the_picture() -> None:
+    """Halves of a picture, two frames one after another: statistics are those of the whole, each frame its own."""
+    norm = nn.GroupNorm(2, 4)
+    nn.init.normal_(norm.weight)
+    frames = Rng(0).normal(2, 1, 4, 6, 8)[0] * torch.tensor([1.0, 3.0]).view(2, 1, 1, 1, 1) + 0.5
+    norms = SharedNorms(norm, 2)
+
+    def run() -> Tensor:
+        halves = []
+        for half in frames.split(4, dim=-1):
+            norms.begin_tile()
+            halves.append(torch.stack([norm(frame) for frame in half]))
+        return torch.cat(halves, dim=-1)
+
+    expected = torch.stack([norm(frame) for frame in frames])
+    torch.testing.assert_close(norms.share(run), expected, atol=1e-5, rtol=1e-5)
+    frames = frames.flip(0)
+    torch.testing.assert_close(norms.share(run), expected.flip(0), atol=1e-5, rtol=1e-5)
