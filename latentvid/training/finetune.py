@@ -7,13 +7,13 @@ which starts from what the one before exported.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import nn
 
 from latentvid.autoencoders.image import ImageAutoencoder
@@ -233,9 +233,10 @@ def check_folder(folder: Path, config: FinetuneConfig, vae: str, footage: Footag
     if not resume:
         raise UsageError(f"{folder} exists and holds a run; pass --resume to go on with it, or name another folder.")
     before = read_json(path)
-    if isinstance(before, dict) and isinstance(before.get("config"), dict):
+    if isinstance(before, dict):
         # Settings that a run does not know came after it, and their defaults are what it did.
-        before["config"] = {**FinetuneConfig().model_dump(mode="json"), **before["config"]}
+        with suppress(ValidationError):
+            before["config"] = FinetuneConfig.model_validate(before.get("config")).model_dump(mode="json")
     changed = [key for key in settings if not isinstance(before, dict) or before.get(key) != settings[key]]
     if changed:
         raise UsageError(

@@ -102,7 +102,8 @@ def _needs(config: FinetuneConfig, stage: Stage, vae: str | Path, footage: Foota
         start = time.monotonic()
         task = build_task(config, small, network, one, Path(scratch), runtime=runtime).to(runtime.device)
         clip_s = (time.monotonic() - start) / (options.batch + 1)
-        data = {name: tensor.to(runtime.device) for name, tensor in task.batch(0).items()}
+        clips = max((task.batch(index) for index in range(5)), key=lambda batch: batch["video"].shape[1])  # no stills
+        data = {name: tensor.to(runtime.device) for name, tensor in clips.items()}
     if task.adversary is not None:
         task.adversary.is_on.fill_(True)  # as it will be for most of the run
     for _ in range(2):
