@@ -10,6 +10,7 @@ nowhere else, and `tests/autoencoders/test_tiling.py` measures what it changes.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from latentvid.autoencoders.budget import Cost
 from latentvid.core.errors import ResourceError
+from latentvid.core.memory import format_bytes
 
 Span = tuple[int, int]
 """First and last + 1 of a row or column of latents."""
@@ -88,18 +90,21 @@ def plan_passes(
         assert max_bytes is not None
         why = error
     cost = tile_cost() if tile_cost else cost
-    counts = [1, 1]
+    counts, least = [1, 1], math.inf
     while True:
         tile = [-(-(length + (n - 1) * overlap) // n) for length, n in zip(size, counts, strict=True)]
         # What every tile carries is held for all of them, and so is the picture that they are put together in.
         area = tile[0] * tile[1] * factor**2
         held = (cost.state_bytes * counts[0] * counts[1] + cost.pass_bytes) * area + cost.picture_bytes * pixels
-        frames = int((max_bytes - held) // (cost.frame_bytes * area + cost.picture_bytes * pixels))
-        if frames >= 1 and counts != [1, 1]:
-            return Plan(frames, (tile[0], tile[1]), size, overlap)
+        per_frame = cost.frame_bytes * area + cost.picture_bytes * pixels
+        if counts != [1, 1]:
+            least = min(least, held + per_frame)
+            if least <= max_bytes:
+                return Plan(int((max_bytes - held) // per_frame), (tile[0], tile[1]), size, overlap)
         longer = 0 if tile[0] >= tile[1] else 1
         if tile[longer] <= 2 * overlap:
-            raise ResourceError(f"{why} Tiles of {2 * overlap * factor} pixels do not fit either.")
+            in_tiles = f" In tiles it needs about {format_bytes(int(least))}." if counts != [1, 1] else ""
+            raise ResourceError(f"{why}{in_tiles}")
         counts[longer] += 1
 
 

@@ -173,3 +173,13 @@ def test_tiles_that_share_norms_are_the_picture() -> None:
     torch.testing.assert_close(norms.share(run), expected, atol=1e-5, rtol=1e-5)
     frames = frames.flip(0)
     torch.testing.assert_close(norms.share(run), expected.flip(0), atol=1e-5, rtol=1e-5)
+
+
+def test_what_does_not_fit_is_told_with_what_would() -> None:
+    cost, size = Cost(1000, 100), (64, 96)
+    with pytest.raises(ResourceError, match=r"In tiles it needs about [0-9.]+ MB\.") as found:
+        plan_passes(cost, size, 1, 2_000_000, overlap=16)
+    least = 1e6 * float(str(found.value).split("about ")[-1].split()[0])
+    assert plan_passes(cost, size, 1, int(1.05 * least), overlap=16).num_tiles > 1
+    with pytest.raises(ResourceError):
+        plan_passes(cost, size, 1, int(0.95 * least), overlap=16)
