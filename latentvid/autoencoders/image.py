@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from latentvid.autoencoders import budget
 from latentvid.autoencoders.base import BaseAutoencoder, hash_weights, plain
-from latentvid.autoencoders.tiling import Plan, SharedNorms, plan_passes, run_tiles
+from latentvid.autoencoders.tiling import Plan, plan_passes, run_tiles
 from latentvid.core.errors import CheckpointError, ResourceError
 from latentvid.core.registry import Registry
 from latentvid.core.rng import Rng
@@ -231,13 +231,10 @@ class ImageAutoencoder(BaseAutoencoder):
         if plan.num_tiles == 1:
             return self.posterior(video)
 
-        norms = SharedNorms(self.encoder, plan.num_tiles)
-
         def run(tile: Tensor, _: int) -> Tensor:
-            norms.begin_tile()
             return torch.cat([found for found in self.posterior(tile) if found is not None], dim=1)
 
-        found = norms.share(lambda: run_tiles(video, plan, run, factor_in=self.spatial_factor, factor_out=1))
+        found = run_tiles(video, plan, run, self.encoder, factor_in=self.spatial_factor, factor_out=1)
         if not self.is_gaussian:
             return found, None
         mean, logvar = found.chunk(2, dim=1)
@@ -248,12 +245,11 @@ class ImageAutoencoder(BaseAutoencoder):
         if plan.num_tiles == 1:
             return self.decode_chunk(latents, state)
         seen = state.num_frames_seen
-        names, norms = [f"{_tile_name(tile)}:" for tile in plan.tiles()], SharedNorms(self.decoder, plan.num_tiles)
+        names = [f"{_tile_name(tile)}:" for tile in plan.tiles()]
         if seen and state.tensors and not any(key.startswith(names[0]) for key in state.tensors):
             raise ResourceError("this film was begun in tiles of another size; go on with the same --max-memory.")
 
         def run(tile: Tensor, number: int) -> Tensor:
-            norms.begin_tile()
             name = names[number]
             own = {k.removeprefix(name): v for k, v in state.tensors.items() if k.startswith(name)}
             inner = StreamState({k: v.to(self.device) for k, v in own.items()}, seen)
@@ -263,7 +259,7 @@ class ImageAutoencoder(BaseAutoencoder):
             return video
 
         carried: dict[str, Tensor] = {}
-        video = norms.share(lambda: run_tiles(latents, plan, run, factor_in=1, factor_out=self.spatial_factor))
+        video = run_tiles(latents, plan, run, self.decoder, factor_in=1, factor_out=self.spatial_factor)
         state.tensors |= carried
         state.num_frames_seen = seen + latents.shape[2]
         return video

@@ -165,10 +165,8 @@ class SharedNorms:
             for total, value in zip(sums[number], found, strict=True):
                 total += value
 
-    def _use(self, norm: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    def _use(self, norm: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
         assert isinstance(norm, nn.GroupNorm)
-        if norm not in self._sums:
-            return out
         x = inputs[0]
         mean, square = (total / self._num_tiles for total in self._sums[norm][self._next_pass(norm)])
         scale = ((square - mean.square()).clamp(min=0) + norm.eps).rsqrt()
@@ -199,17 +197,30 @@ def spans(length: int, size: int, overlap: int) -> list[Span]:
 
 
 def run_tiles(
-    picture: Tensor, plan: Plan, run: Callable[[Tensor, int], Tensor], *, factor_in: int, factor_out: int
+    picture: Tensor,
+    plan: Plan,
+    run: Callable[[Tensor, int], Tensor],
+    network: nn.Module | None,
+    *,
+    factor_in: int,
+    factor_out: int,
 ) -> Tensor:
     """Send the tiles of [.. h w] through `run` and fade what comes back into one picture, float32 on the CPU.
 
     Args:
-        run: gets a tile and its number.
+        run: gets a tile and its number; does so twice where norms are shared.
+        network: that `run` uses, for group norms to share their statistics; None leaves every tile its own.
         factor_in: entries of `picture` per side of a latent.
         factor_out: the same of what `run` returns.
     """
-    tiles = (cut_tile(picture, tile, factor_in) for tile in plan.tiles())
-    return fade((run(tile, number) for number, tile in enumerate(tiles)), plan, factor_out)
+    norms = SharedNorms(network, plan.num_tiles)
+
+    def parts() -> Iterator[Tensor]:
+        for number, tile in enumerate(plan.tiles()):
+            norms.begin_tile()
+            yield run(cut_tile(picture, tile, factor_in), number)
+
+    return norms.share(lambda: fade(parts(), plan, factor_out))
 
 
 def stream_tiles(

@@ -43,7 +43,7 @@ def test_spans_cover_a_side_and_overlap(length: int, size: int, overlap: int) ->
 def test_tiles_of_a_picture_add_up_to_it() -> None:
     picture = Rng(0).normal(2, *SIZE)
     torch.testing.assert_close(
-        run_tiles(picture, TILES, lambda tile, _: tile.clone(), factor_in=1, factor_out=1), picture
+        run_tiles(picture, TILES, lambda tile, _: tile.clone(), None, factor_in=1, factor_out=1), picture
     )
 
 
