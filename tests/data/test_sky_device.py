@@ -65,6 +65,17 @@ def test_batches_may_lack_layers(scenes: list[sky.SkyScene]) -> None:
         assert off.max() <= 1
 
 
+def test_lattices_of_the_device_show_other_skies_of_the_same_kind() -> None:
+    some = [scene for scene in SCENES if scene.ground in ("sea", "mountains")]
+    host = render_on_device(some, 2, 32, 40, device="cpu").float()
+    own = render_on_device(some, 2, 32, 40, device="cpu", lattices="device").float()
+    last = render_on_device(some[-1:], 1, 32, 40, start_frames=[1], device="cpu", lattices="device").float()
+    assert (own[-1, 1] - last[0, 0]).abs().max() <= 1
+    assert ((own - host).abs().mean((1, 2, 3, 4)) > 0.1).all()
+    assert (own.mean((0, 1, 3, 4)) - host.mean((0, 1, 3, 4))).abs().max() < 4
+    assert abs(own.std() / host.std() - 1) < 0.05
+
+
 def test_no_tensor_stays_on_the_host() -> None:
     """The meta device, which computes nothing, refuses to mix with tensors of the host as any other would."""
     assert render_on_device(SCENES, 3, 32, 40, device="meta").device.type == "meta"

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from typing import Literal
 
 import numpy as np
 import torch
@@ -41,11 +42,16 @@ def render_on_device(
     start_frames: Sequence[int] | None = None,
     device: str | torch.device = "cuda",
     chunk: int = 32,
+    lattices: Literal["host", "device"] = "host",
 ) -> Tensor:
     """Return `num_frames` frames of each scene from its start frame on, uint8 [b t 3 h w] on the device.
 
     Frames are those of `sky.render`, at most one level of 255 off but for a few pixels at edges. Scenes are rendered
     `chunk` at a time, or fewer where their temporary tensors would take more than about 3 GB.
+
+    The noise of clouds, water and grounds is drawn by as many threads of the host as there are cores (up to eight), or
+    with `lattices` "device" on the device: that is faster where cores are few, and shows other clouds of the same kind
+    (still a function of scene and frame number alone, on one kind of device).
     """
     starts = [0] * len(scenes) if start_frames is None else list(start_frames)
     if min(num_frames, height, width, chunk) < 1 or min(starts, default=0) < 0 or len(starts) != len(scenes):
@@ -54,15 +60,17 @@ def render_on_device(
         )
     place = torch.device(device)
     clips = torch.empty(len(scenes), num_frames, 3, height, width, dtype=torch.uint8, device=place)
+    # What the stage holds per scene while the ground is drawn, and per frame while clouds are laid over it.
     still = 4 * (110 * height * width * OVERSAMPLING**2 // 4 + 8000 * height)
-    moving = 4 * (20 * height * width + 400 * (height + width))
-    chunk = max(1, min(chunk, _MEMORY // (2 * still)))
+    moving = 4 * (12 * height * width + 400 * (height + width))
+    chunk = max(1, min(chunk, len(scenes), _MEMORY // (2 * still)))
     frames = max(1, _MEMORY // (2 * moving * chunk))
     workers = min(8, os.cpu_count() or 1)
     with _exact(place), ThreadPoolExecutor(workers) as pool:
+        drawing = Lattices(place, pool if lattices == "host" else None)
         for first in range(0, len(scenes), chunk):
             part = slice(first, first + chunk)
-            stage = _Stage(scenes[part], height, width, Lattices(place, pool))
+            stage = _Stage(scenes[part], height, width, drawing)
             for begin in range(0, num_frames, frames):
                 count = min(frames, num_frames - begin)
                 index = np.array(starts[part], np.float64)[:, None] + np.arange(begin, begin + count)
