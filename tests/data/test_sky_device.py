@@ -28,13 +28,21 @@ def on_host(scenes: list[sky.SkyScene], num_frames: int, height: int, width: int
     )
 
 
-@pytest.mark.parametrize(("height", "width", "latest"), [(40, 56, 40), (33, 91, 100_000), (48, 17, 0), (1, 1, 3)])
-def test_frames_are_those_of_the_host(height: int, width: int, latest: int) -> None:
+def on_cuda(height: int, width: int, latest: int) -> object:
+    marks = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+    return pytest.param(height, width, latest, "cuda", marks=marks)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "latest", "device"),
+    [(40, 56, 40, "cpu"), (33, 91, 100_000, "cpu"), (48, 17, 0, "cpu"), (1, 1, 3, "cpu"), on_cuda(40, 56, 1000)],
+)
+def test_frames_are_those_of_the_host(height: int, width: int, latest: int, device: str) -> None:
     starts = [i * latest // (len(SCENES) - 1) for i in range(len(SCENES))]
-    clips = render_on_device(SCENES, 2, height, width, start_frames=starts, device="cpu", chunk=23)
+    clips = render_on_device(SCENES, 2, height, width, start_frames=starts, device=device, chunk=23)
     assert clips.shape == (len(SCENES), 2, 3, height, width)
     assert clips.dtype == torch.uint8
-    off = np.abs(clips.numpy().astype(int) - on_host(SCENES, 2, height, width, starts))
+    off = np.abs(clips.cpu().numpy().astype(int) - on_host(SCENES, 2, height, width, starts))
     # Rounding may tip a level, and a pixel at an edge may fall to the other side.
     assert (off > 1).mean() <= 1e-3
     assert (off > 0).mean() <= 1e-3
