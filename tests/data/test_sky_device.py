@@ -28,13 +28,21 @@ def on_host(scenes: list[sky.SkyScene], num_frames: int, height: int, width: int
     )
 
 
-@pytest.mark.parametrize(("height", "width", "latest"), [(40, 56, 40), (33, 91, 100_000), (48, 17, 0), (1, 1, 3)])
-def test_frames_are_those_of_the_host(height: int, width: int, latest: int) -> None:
+def on_cuda(height: int, width: int, latest: int) -> object:
+    marks = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+    return pytest.param(height, width, latest, "cuda", marks=marks)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "latest", "device"),
+    [(40, 56, 40, "cpu"), (33, 91, 100_000, "cpu"), (48, 17, 0, "cpu"), (1, 1, 3, "cpu"), on_cuda(40, 56, 1000)],
+)
+def test_frames_are_those_of_the_host(height: int, width: int, latest: int, device: str) -> None:
     starts = [i * latest // (len(SCENES) - 1) for i in range(len(SCENES))]
-    clips = render_on_device(SCENES, 2, height, width, start_frames=starts, device="cpu", chunk=23)
+    clips = render_on_device(SCENES, 2, height, width, start_frames=starts, device=device, chunk=23)
     assert clips.shape == (len(SCENES), 2, 3, height, width)
     assert clips.dtype == torch.uint8
-    off = np.abs(clips.numpy().astype(int) - on_host(SCENES, 2, height, width, starts))
+    off = np.abs(clips.cpu().numpy().astype(int) - on_host(SCENES, 2, height, width, starts))
     # Rounding may tip a level, and a pixel at an edge may fall to the other side.
     assert (off > 1).mean() <= 1e-3
     assert (off > 0).mean() <= 1e-3
@@ -63,6 +71,17 @@ def test_batches_may_lack_layers(scenes: list[sky.SkyScene]) -> None:
     if scenes:
         off = np.abs(clips.numpy().astype(int) - on_host(scenes, 1, 24, 32, [0] * len(scenes)))
         assert off.max() <= 1
+
+
+def test_lattices_of_the_device_show_other_skies_of_the_same_kind() -> None:
+    some = [scene for scene in SCENES if scene.ground in ("sea", "mountains")]
+    host = render_on_device(some, 2, 32, 40, device="cpu").float()
+    own = render_on_device(some, 2, 32, 40, device="cpu", lattices="device").float()
+    last = render_on_device(some[-1:], 1, 32, 40, start_frames=[1], device="cpu", lattices="device").float()
+    assert (own[-1, 1] - last[0, 0]).abs().max() <= 1
+    assert ((own - host).abs().mean((1, 2, 3, 4)) > 0.1).all()
+    assert (own.mean((0, 1, 3, 4)) - host.mean((0, 1, 3, 4))).abs().max() < 4
+    assert abs(own.std() / host.std() - 1) < 0.05
 
 
 def test_no_tensor_stays_on_the_host() -> None:

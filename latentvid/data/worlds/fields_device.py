@@ -1,7 +1,8 @@
 """Fractal noise of `fields`, many fields at a time in PyTorch on any device, from the same lattices.
 
-Lattices are drawn on the host by the generators and in the order of `fields`, so that both make the same pictures;
-everything per pixel runs on the device. b counts scenes, t frames, S lattice columns over all octaves.
+Lattices are drawn on the host by the generators and in the order of `fields`, so that both make the same pictures (or
+on the device: other pictures of the same law); everything per pixel runs on the device. b counts scenes, t frames, S
+lattice columns over all octaves.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from latentvid.data.worlds.grounds import Canvas
 
 def upload(values: NDArray[np.generic] | Sequence[float], device: torch.device) -> Tensor:
     """Return the numbers on the device, in their own type (float64 as float32 where a device lacks it)."""
-    host = torch.as_tensor(np.asarray(values))
+    host = torch.from_numpy(np.ascontiguousarray(values))
     if host.dtype == torch.float64:
         host = host.to(real_dtype(device))
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
@@ -33,14 +34,24 @@ def real_dtype(device: torch.device) -> torch.dtype:
 
 
 class Lattices:
-    """Draws normals for many seeds at once and sends them to a device."""
+    """Draws normals for many seeds at once, by the threads of a pool or, without one, on the device itself.
 
-    def __init__(self, device: torch.device, pool: Executor) -> None:
+    Those of the pool are those of `fields`; those of the device are others.
+    """
+
+    def __init__(self, device: torch.device, pool: Executor | None) -> None:
         self.device, self.pool = device, pool
 
     def normals(self, seeds: Sequence[int | None], count: int) -> Tensor:
         """Return the first `count` float32 normals of each seed's generator, zeros for None, [len(seeds), count]."""
-        host = torch.empty(len(seeds), count, pin_memory=self.device.type == "cuda")
+        if self.pool is None:
+            drawn = torch.zeros(len(seeds), count, device=self.device)
+            generator = torch.Generator(self.device)
+            for seed, row in zip(seeds, drawn, strict=True):
+                if seed is not None:
+                    row.normal_(generator=generator.manual_seed(seed))
+            return drawn
+        host = torch.empty(len(seeds), count, device="cpu", pin_memory=self.device.type == "cuda")
 
         def draw(seed: int | None, row: NDArray[np.float32]) -> None:
             if seed is None:

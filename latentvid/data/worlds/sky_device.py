@@ -7,9 +7,10 @@ that is per pixel, for scenes of any mix together. b counts scenes, t frames.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
+from typing import Literal
 
 import numpy as np
 import torch
@@ -41,46 +42,42 @@ def render_on_device(
     start_frames: Sequence[int] | None = None,
     device: str | torch.device = "cuda",
     chunk: int = 32,
+    lattices: Literal["host", "device"] = "host",
 ) -> Tensor:
     """Return `num_frames` frames of each scene from its start frame on, uint8 [b t 3 h w] on the device.
 
     Frames are those of `sky.render`, at most one level of 255 off but for a few pixels at edges. Scenes are rendered
     `chunk` at a time, or fewer where their temporary tensors would take more than about 3 GB.
+
+    The noise of clouds, water and grounds is drawn by as many threads of the host as there are cores (up to eight), or
+    with `lattices` "device" on the device: that is faster where cores are few, and shows other clouds of the same kind
+    (still a function of scene and frame number alone, on one kind of device).
     """
     starts = [0] * len(scenes) if start_frames is None else list(start_frames)
     if min(num_frames, height, width, chunk) < 1 or min(starts, default=0) < 0 or len(starts) != len(scenes):
         raise ValueError(
             f"cannot render {num_frames} frames of {height}x{width} of {len(scenes)} scenes from frames {starts}"
         )
-    place = torch.device(device)
-    clips = torch.empty(len(scenes), num_frames, 3, height, width, dtype=torch.uint8, device=place)
+    clips = torch.empty(len(scenes), num_frames, 3, height, width, dtype=torch.uint8, device=device)
+    place = clips.device
+    # What the stage holds per scene while the ground is drawn, and per frame while clouds are laid over it.
     still = 4 * (110 * height * width * OVERSAMPLING**2 // 4 + 8000 * height)
-    moving = 4 * (20 * height * width + 400 * (height + width))
-    chunk = max(1, min(chunk, _MEMORY // (2 * still)))
+    moving = 4 * (12 * height * width + 400 * (height + width))
+    chunk = max(1, min(chunk, len(scenes), _MEMORY // (2 * still)))
     frames = max(1, _MEMORY // (2 * moving * chunk))
     workers = min(8, os.cpu_count() or 1)
-    with _exact(place), ThreadPoolExecutor(workers) as pool:
+    # Half precision, which the caller may have allowed for networks, would move clouds by pixels.
+    full = torch.autocast(place.type, enabled=False) if torch.amp.is_autocast_available(place.type) else nullcontext()
+    with torch.no_grad(), full, ThreadPoolExecutor(workers) as pool:
+        drawing = Lattices(place, pool if lattices == "host" else None)
         for first in range(0, len(scenes), chunk):
             part = slice(first, first + chunk)
-            stage = _Stage(scenes[part], height, width, Lattices(place, pool))
+            stage = _Stage(scenes[part], height, width, drawing)
             for begin in range(0, num_frames, frames):
                 count = min(frames, num_frames - begin)
                 index = np.array(starts[part], np.float64)[:, None] + np.arange(begin, begin + count)
                 clips[part, begin : begin + count] = stage.frames(upload(index, place))
     return clips
-
-
-@contextmanager
-def _exact(device: torch.device) -> Iterator[None]:
-    """Compute in full float32 within, without gradients, whatever the caller has allowed for networks."""
-    tf32 = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    mixed = torch.amp.is_autocast_available(device.type)
-    try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False) if mixed else nullcontext():
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 class _Stage:
@@ -152,9 +149,8 @@ class _Stage:
 
     def _draw_grounds(self) -> None:
         """Draw the grounds that stand still, a kind at a time: `ground` [b 3 h w] and `sky_share` [b 1 h w]."""
-        b = len(self.scenes)
-        self.ground = torch.zeros(b, 3, self.height, self.width, device=self.device)
-        self.sky_share = torch.ones(b, 1, self.height, self.width, device=self.device)
+        self.ground = torch.zeros(len(self.scenes), 3, self.height, self.width, device=self.device)
+        self.sky_share = torch.ones(len(self.scenes), 1, self.height, self.width, device=self.device)
         fine = grid(self.height, self.width, OVERSAMPLING, self.device)
         for kind in sorted({scene.ground for scene in self.scenes} - {"sea"}):
             own = [i for i, scene in enumerate(self.scenes) if scene.ground == kind]
