@@ -35,13 +35,17 @@ ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"prove": 120.0, "measure": 280.0, "train": 170.0}
 """Seconds of each stage, in the order in which they run."""
 PIECE_BYTES, MOST_PIECES = 15 << 20, 4
+WORKERS = 6
+"""Processes that tests run in side by side."""
 SOME_FAILED = 6
 """Exit code where some of several things failed."""
 MODULES = {"pyyaml": "yaml", "pillow": "PIL"}
 """Packages whose module has another name."""
 GRACE_S = 3.0
 """Between asking a stage to stop and killing it."""
-_OUTCOME = re.compile(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
+_OUTCOMES = "PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS"
+_OUTCOME = re.compile(rf"^(?P<name>\S+::.+?) (?P<outcome>{_OUTCOMES})\b")
+_OF_WORKER = re.compile(rf"^\[gw\d+\] \[ *\d+%\] (?P<outcome>{_OUTCOMES}) (?P<name>\S+::.+?) *$")
 _BECAUSE = re.compile(r"^(FAILED|ERROR) (\S+)(?: - (.*))?$")
 
 
@@ -94,6 +98,9 @@ class Session:
 def prove(session: Session, seconds: float) -> list[str]:
     """The tests marked gpu; on a CPU they skip themselves, which is no more than a rehearsal."""
     words = ["-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-rfE", "--color=no", "-p", "no:cacheprovider"]
+    # Tests are small beside a GPU; side by side they share it, and start-up and compilation go on at once.
+    if find_spec("xdist") and not session.is_tiny:
+        words += ["-n", str(max(1, min(WORKERS, (os.cpu_count() or 2) // 2)))]
     # Only files that have some are collected: importing all others takes longer than these tests do.
     files = [file for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in file.read_text("utf-8")]
     where = [str(file.relative_to(ROOT)) for file in files] or ["tests"]
@@ -105,8 +112,8 @@ def read_tests(session: Session, log: Path) -> dict[str, Any]:
     outcomes: dict[str, str] = {}
     reasons: dict[str, str] = {}
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        if seen := _OUTCOME.match(line):
-            outcomes[seen[1]] = seen[2].lower()
+        if seen := _OUTCOME.match(line) or _OF_WORKER.match(line):
+            outcomes[seen["name"]] = seen["outcome"].lower()
         elif seen := _BECAUSE.match(line):
             reasons[seen[2]] = (seen[3] or "")[:300]
             outcomes.setdefault(seen[2], seen[1].lower())
@@ -144,14 +151,16 @@ def read_measure(session: Session, _: Path) -> dict[str, Any]:
 def train(session: Session, seconds: float) -> list[str]:
     """The short training; it is told to stop a little before its limit."""
     words = [str(ROOT / "scripts" / "train_sky_gpu.py"), "--out", str(session.work / "train")]
-    device = ["--device", session.device] if session.is_tiny else []
-    return [*words, "--seconds", str(int(max(1.0, seconds - max(10.0, 0.1 * seconds)))), *_tiny(session), *device]
+    if session.work != session.out:  # its states are not what should come back
+        words += ["--runs", str(session.work.parent / "runs")]
+    seconds = int(max(1.0, seconds - max(10.0, 0.1 * seconds)))
+    return [*words, "--seconds", str(seconds), "--device", session.device, *_tiny(session)]
 
 
 def read_train(session: Session, log: Path) -> dict[str, Any]:
     """Return the results that the training wrote, if any, and the last lines of its log."""
     found: dict[str, Any] = {}
-    results = session.work / "train" / "results.json"
+    results = session.work / "train" / "train.json"
     if results.is_file():
         found["results"] = json.loads(results.read_text(encoding="utf-8"))
     return {**found, "lines": log.read_text(encoding="utf-8", errors="replace").splitlines()[-6:]}
@@ -334,7 +343,7 @@ def pack(session: Session) -> None:
     for file in files:
         total += file.stat().st_size
         # Weights hardly shrink, so what goes in is what comes out.
-        (kept if total <= (MOST_PIECES - 1) * PIECE_BYTES else left).append(file)
+        (kept if total <= MOST_PIECES * PIECE_BYTES * 0.97 else left).append(file)
     session.results["left_out"] = [str(file.relative_to(session.work)) for file in left]
     archive = session.work / ".files.tar.gz"
     with tarfile.open(archive, "w:gz", compresslevel=5) as tar:

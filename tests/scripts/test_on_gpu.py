@@ -108,7 +108,7 @@ def test_stages_are_kept_within_limits_and_packed(tmp_path: Path, monkeypatch: p
         "train": said("print('fine')", big, "(out / 'note.txt').write_text('kept')"),
     }
     monkeypatch.setattr(on_gpu, "STAGES", stages)
-    monkeypatch.setattr(on_gpu, "PIECE_BYTES", 400)
+    monkeypatch.setattr(on_gpu, "PIECE_BYTES", 300)
     monkeypatch.setattr(on_gpu, "machine", lambda session: {"card": "a card", "missing": ["decord"]})
     out = tmp_path / "out"
     assert on_gpu.main(["--out", str(out), "--pack", "--tiny", "--limits", "prove=1.5"]) == 6
@@ -135,6 +135,13 @@ def test_pytest_is_read_while_it_runs(tmp_path: Path) -> None:
     session = on_gpu.Session(tmp_path, tmp_path, "cpu", True)
     log.write_text(head)
     assert on_gpu.read_tests(session, log)["counts"] == {"passed": 1, "failed": 1}
+    log.write_text(
+        "[gw0] [ 33%] PASSED tests/gpu/test_a.py::test_one[a b] \n[gw11] [100%] SKIPPED tests/a.py::test_two \n"
+    )
+    assert on_gpu.read_tests(session, log)["tests"] == {
+        "tests/gpu/test_a.py::test_one[a b]": "passed",
+        "tests/a.py::test_two": "skipped",
+    }
     log.write_text(
         head + "FAILED tests/gpu/test_a.py::test_two - assert 1 == 2\nERROR tests/gpu/test_b.py - no module\n"
     )
