@@ -22,7 +22,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 import latentvid.core.files
 import latentvid.film.generate
 import latentvid.film.make
-from latentvid.core.runtime import Runtime
+from latentvid.core.runtime import resolve_runtime
 from latentvid.film.folder import RunFolder
 from latentvid.film.generate import generate_film
 from latentvid.film.guard import Guard
@@ -44,7 +44,7 @@ def film_sky(bench: Bench) -> dict[str, Any]:
     if bench.is_tiny or not SKY.is_dir():
         pipeline = _pipeline(bench, _small_unet(), text_width=32)
     else:
-        runtime = Runtime(bench.device, bench.dtype, "sdpa", False)
+        runtime = resolve_runtime(str(bench.device), "bf16" if bench.is_cuda else "fp32")
         pipeline = LatentVideoPipeline.from_pretrained(SKY, runtime=runtime)
     return _film(bench, pipeline, "film_sky", frames=bench.pick(1000, 20), short=bench.pick(96, 14), steps=4)
 

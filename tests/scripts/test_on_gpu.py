@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -37,7 +38,9 @@ def numbers_in(value: Any) -> list[float]:
 
 @pytest.mark.slow
 def test_every_item_measures_something(tmp_path: Path) -> None:
-    names = [name for name in measuring.ITEMS if name != "unet_512"]  # which is unet_256 with more pixels
+    # unet_512 is unet_256 with more pixels; tracing the U-Net for the compiler takes longer than all others together.
+    left_out = {"unet_512"} | (set() if os.environ.get("LATENTVID_SLOW") else {"unet_compiled"})
+    names = [name for name in measuring.ITEMS if name not in left_out]
     measure(bench_at(tmp_path), names)
     items = json.loads((tmp_path / "measure.json").read_text())["items"]
     assert list(items) == names
@@ -54,7 +57,8 @@ def test_every_item_measures_something(tmp_path: Path) -> None:
     assert sky["phases"]["not_found"] == []
     assert {"U-Net", "decoder", "text", "hashing", "file sync", "video encoding"} <= sky["phases"]["seconds"].keys()
     assert 0 <= sky["phases"]["seconds"]["other"] < 0.5 * sky["phases"]["wall_s"]
-    assert items["unet_compiled"]["ways"]["512, contiguous"]["relative_error"] < 1e-5
+    if "unet_compiled" in names:
+        assert items["unet_compiled"]["ways"]["512, contiguous"]["relative_error"] < 1e-5
     assert (tmp_path / "unet_profile.txt").is_file()
     assert "function calls" in (tmp_path / "film_sky_profile.txt").read_text()
     assert (tmp_path / "film_sky" / "film.png").is_file()
