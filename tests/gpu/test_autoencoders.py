@@ -102,7 +102,7 @@ def peak_of(device: torch.device, run: object) -> int:
     return int(torch.cuda.max_memory_allocated(device))
 
 
-@pytest.mark.parametrize(("num_frames", "limit", "is_tiled"), [(24, 1000, False), (12, 320, True)])
+@pytest.mark.parametrize(("num_frames", "limit", "is_tiled"), [(32, 1000, False), (12, 320, True)])
 def test_a_memory_limit_is_kept(
     num_frames: int, limit: int, is_tiled: bool, device: torch.device, tmp_path: Path
 ) -> None:

@@ -23,11 +23,9 @@ from latentvid.pipeline import Sampling, validate_rule
 from latentvid.sampling import SOLVERS
 from latentvid.sampling.guidance import classifier_free
 from latentvid.sampling.inversion import invert
-from tests.gpu.compare import assert_near
+from tests.gpu.compare import EXACT, assert_near
 
 pytestmark = pytest.mark.gpu
-BOUND = 2e-5
-"""With errors of up to ten times that."""
 WINDOW, OVERLAP, STEPS = 7, 2, 6
 SHAPE = LatentShape(2, 3, WINDOW, 6, 5)
 RULES: dict[str, dict[str, Any]] = {
@@ -78,13 +76,13 @@ def test_windows_are_those_of_the_cpu(solver: str, prior: str, device: torch.dev
             assert len(wanted) == len(found) >= 3
             for one, other in zip(found, wanted, strict=True):
                 assert one.latents.device.type == device.type
-                assert_near(one.latents, other.latents, BOUND, what)
+                assert_near(one.latents, other.latents, EXACT, what)
                 for name in ("noise", "trajectory"):
                     here, there = getattr(one.tail, name), getattr(other.tail, name)
                     assert (here is None) == (there is None) == (rule == "context")
                     if here is not None:
                         assert here.device.type == device.type
-                        assert_near(here, there, BOUND, what)
+                        assert_near(here, there, EXACT, what)
                 if one.tail.noise is not None and other.tail.noise is not None:
                     assert torch.equal(one.tail.noise.cpu(), other.tail.noise), "noise is drawn on the CPU"
 
@@ -129,4 +127,4 @@ def test_inversion_guard_and_windows_between_others_are_those_of_the_cpu(device:
         ends.append(found)
     for one, other in zip(*ends, strict=True):
         assert other.device.type == device.type
-        assert_near(other, one, BOUND)
+        assert_near(other, one, EXACT)
