@@ -17,6 +17,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from latentvid.autoencoders.budget import working_bytes
 from latentvid.autoencoders.image import ImageAutoencoder
 from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.config import StrictModel, validate
@@ -155,6 +156,8 @@ class LatentVideoPipeline(DiffusionPipeline):
             set_attention(pipeline.unet, runtime.attention)
             if runtime.compile:
                 pipeline.unet.compile()
+        if max_memory is not None:  # again, now that all networks hold their share of it
+            pipeline.autoencoder.max_memory = working_bytes(max_memory, pipeline.unet.device)
         pipeline.unet.eval()
         pipeline.text_encoder.eval()
         return pipeline
