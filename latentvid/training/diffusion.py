@@ -63,6 +63,8 @@ class DiffusionOptions(StrictModel):
     only motion tells apart is a small part of the error, and everything else cancels between the two."""
     train: Literal["all", "temporal"] = "all"
     """Which layers of the U-Net learn. `temporal` keeps what it knows of single images."""
+    gradient_checkpointing: bool = False
+    """Recompute the U-Net's blocks in the backward pass: less memory, the same gradients, about a third more time."""
     train_text: bool = True
     """Train the text encoder too (a small one made for the model; leave a pretrained one alone)."""
     validation_clips: int = Field(48, ge=1)
@@ -251,6 +253,8 @@ def choose_layers(unet: TemporalUNet, options: DiffusionOptions) -> TemporalUNet
     """Let those of its layers learn that the options ask for, and return it."""
     for name, parameter in unet.named_parameters():
         parameter.requires_grad_(options.train == "all" or is_temporal(name))
+    if options.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
     return unet
 
 
