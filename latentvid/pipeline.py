@@ -117,6 +117,7 @@ class LatentVideoPipeline(DiffusionPipeline):
             VidRD's reuse in chronological order, which every model can do.
     """
 
+    vae: Any
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _callback_tensor_inputs = TENSOR_INPUTS
 
@@ -226,7 +227,7 @@ class LatentVideoPipeline(DiffusionPipeline):
             ResourceError: there is no accelerator.
         """
         try:
-            super().enable_model_cpu_offload(gpu_id=gpu_id, device=device)  # type: ignore[arg-type]
+            super().enable_model_cpu_offload(gpu_id=gpu_id, device=device)
         except RuntimeError as error:
             raise ResourceError(f"enable_model_cpu_offload needs an accelerator such as CUDA ({error}).") from error
 
@@ -486,7 +487,7 @@ class LatentVideoPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         on_call: OnCall | None = None,
         **unknown: Any,
-    ) -> LatentVideoOutput | tuple[Any]:
+    ) -> Any:
         """Make a clip per prompt, whole in memory; `stream` makes films of any length.
 
         Args:
@@ -511,6 +512,9 @@ class LatentVideoPipeline(DiffusionPipeline):
                 window; may return other latents.
             callback_on_step_end_tensor_inputs: what it is shown: "latents" [b c t h w], and the embeddings.
             on_call: progress, instead of diffusers' bar.
+
+        Returns:
+            A `LatentVideoOutput`, or a tuple of its frames.
 
         Raises:
             UsageError: an argument that cannot be, or is not known.

@@ -85,9 +85,12 @@ def film_settings(pipeline: LatentVideoPipeline, out: Path, options: FilmOptions
     rule = validate_rule(given.pop("rule", None) or pipeline.config.overlap_rule)
     place = _place(given.pop("runtime", None), pipeline)
     fps = str(as_rate(pipeline.config.fps))
-    return validate(
+    settings = validate(
         {"film": out.name, "rule": rule, "place": place, "fps": fps, "model_fps": fps, **given, **own}, FilmSettings
     )
+    prompts = [("prompt", settings.prompt)] if settings.prompts is None else settings.prompts.named()
+    pipeline.warn_of_long([*prompts, ("negative prompt", settings.negative_prompt)])
+    return settings
 
 
 def _place(runtime: Runtime | None, pipeline: LatentVideoPipeline) -> Place:

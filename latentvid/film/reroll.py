@@ -70,6 +70,8 @@ def reroll_window(
         pipeline = pipeline or load_pipeline(folder.settings)
         check_model(folder, pipeline)
         folder.verify(folder.record.num_windows)
+        if prompt is not None:
+            pipeline.warn_of_long([("prompt", prompt)])
         shots = shots_of(folder)
         maker = Maker(pipeline, folder, shots, on_progress)
         again = _Again(maker, index, seed, prompt)
@@ -77,6 +79,7 @@ def reroll_window(
             again.make()
         Preview(folder).part(index).unlink(missing_ok=True)
         drift, notes = finish_run(folder)
+        notes = [f"window {index} was made with the seed {again.seed}", *notes]
         return report_of(folder, shots, start=start, first=index, drift=drift, notes=notes)
 
 
