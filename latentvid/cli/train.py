@@ -36,6 +36,7 @@ def run(
     """
     from latentvid.training.recipes import load_recipe
 
+    common.check_folder_name(output, "-o", "name the folder of the run")
     out = Output(as_json=json, quiet=quiet)
     recipe = load_recipe(config, overrides or [])
     if dry_run:
