@@ -270,7 +270,7 @@ def _chosen(path: Path, tensors: Mapping[str, Tensor], name: str | None) -> tupl
     choice = usual if len(usual) == 1 else list(tensors)
     if name is None and len(choice) == 1:
         return choice[0], tensors[choice[0]]
-    if name not in tensors:
+    if name is None or name not in tensors:
         shown = [f"{found} {list(tensors[found].shape)}" for found in itertools.islice(usual or tensors, 8)]
         more = ", ..." if len(tensors) > len(shown) else ""
         asked = "has several" if name is None else f"has no tensor {name!r}"

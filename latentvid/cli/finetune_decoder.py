@@ -253,6 +253,7 @@ def _train(
                 resume=resume,
                 on_prepared=on_prepared,
                 on_record=on_record,
+                on_note=out.note,
             )
     except KeyboardInterrupt:
         out.note(f"what was done so far is in {output}; the same command with --resume goes on.")

@@ -74,7 +74,15 @@ def _train(recipe: Recipe, output: Path, *, resume: bool, device: str, out: Outp
             out.note(f"step {record['step']}: {_short(record['validation'])}")
 
     with progress:
-        last = train(recipe, output, resume=resume, device=device, on_record=on_record, on_prepared=progress.prepared)
+        last = train(
+            recipe,
+            output,
+            resume=resume,
+            device=device,
+            on_record=on_record,
+            on_prepared=progress.prepared,
+            on_note=out.note,
+        )
     return {"last": last, "validation": figures}
 
 

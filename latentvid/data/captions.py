@@ -183,7 +183,7 @@ def _strict(data: bytes) -> str:
     return text
 
 
-def _record(said: Mapping[object, object]) -> Record:
+def _record(said: Mapping[Any, object]) -> Record:
     """Keep what is words: sentences, and lists of them."""
     lists = {str(key): value if isinstance(value, list) else [value] for key, value in said.items()}
     return {
