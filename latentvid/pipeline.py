@@ -118,6 +118,8 @@ class LatentVideoPipeline(DiffusionPipeline):
     """
 
     vae: Any
+    seeds: Sequence[int] = ()
+    """Those of the newest call or stream, for repeating one that drew its own."""
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _callback_tensor_inputs = TENSOR_INPUTS
 
@@ -211,11 +213,11 @@ class LatentVideoPipeline(DiffusionPipeline):
             self.autoencoder.loaded_space = self.autoencoder.latent_space()
         vae = self.vae
         if numbers is torch.float16 and self.autoencoder.force_upcast:
-            self.vae = None  # so that it is passed over
+            vars(self)["vae"] = None  # so that it is passed over
         try:
             super().to(*args, **kwargs)
         finally:
-            self.vae = vae
+            vars(self)["vae"] = vae
         if vae.device != self.unet.device:
             nn.Module.to(vae, self.unet.device)
         return self
@@ -522,13 +524,14 @@ class LatentVideoPipeline(DiffusionPipeline):
         refuse_unknown("the pipeline", unknown, inspect.signature(type(self).__call__).parameters.keys() - {"self"})
         if output_type not in _OUTPUTS:
             raise UsageError(f"output_type={output_type!r} is not known; known: {', '.join(_OUTPUTS)}.")
+        width_of_text = self.unet.config.cross_attention_dim
         words = wording(
             prompt,
             negative_prompt,
             prompt_embeds=prompt_embeds,
             negative_prompt_embeds=negative_prompt_embeds,
             num_per_prompt=num_videos_per_prompt,
-            width=self.unet.config.cross_attention_dim,
+            width=width_of_text if isinstance(width_of_text, int) else None,
         )
         self.seeds = seeds_of(generator, len(words.prompts))
         settled = self.sampling(
@@ -559,7 +562,7 @@ class LatentVideoPipeline(DiffusionPipeline):
             )
             frames = self._gathered(made, len(words.prompts), output_type)
         self.maybe_free_model_hooks()
-        return LatentVideoOutput(frames=frames, seeds=self.seeds) if return_dict else (frames,)
+        return LatentVideoOutput(frames=frames, seeds=list(self.seeds)) if return_dict else (frames,)
 
     def _embeddings(self, words: Wording) -> dict[str, Tensor]:
         """Return what a batch is guided by, under diffusers' names, [b l d]."""

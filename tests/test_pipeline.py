@@ -518,6 +518,7 @@ def test_number_formats_and_places_as_diffusers_names_them(folder: Path, pipe: L
     half = LatentVideoPipeline.from_pretrained(folder, torch_dtype=torch.float16)
     assert half.unet.dtype is torch.float16
     assert half.vae.dtype is torch.float32  # its config says that it overflows
+    assert half.config.vae == pipe.config.vae
     before = pipe.vae.state_dict()
     assert all(torch.equal(value, before[key]) for key, value in half.vae.state_dict().items())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -72,10 +73,9 @@ def warn_of_long_prompts(
         told.add(prompt)
         if rest:
             shown = rest if len(rest) <= _SHOWN else f"{rest[:_SHOWN]}..."
-            warnings.warn(
+            _warn(
                 f"the {name} is longer than the {length} tokens that the text encoder takes (start and end included);"
-                f" left out: {shown!r}",
-                stacklevel=2,
+                f" left out: {shown!r}"
             )
 
 
@@ -85,11 +85,15 @@ def warn_of_long_captions(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel,
     rests = {caption: rest for caption in distinct if (rest := left_out(tokenizer, caption, length))}
     if rests:
         longest = max(rests, key=len)
-        warnings.warn(
+        _warn(
             f"{len(rests)} of {len(distinct)} captions are longer than the {length} tokens that the text encoder takes"
-            f" (start and end included) and are cut there; of the longest is left out: {rests[longest][:_SHOWN]!r}",
-            stacklevel=2,
+            f" (start and end included) and are cut there; of the longest is left out: {rests[longest][:_SHOWN]!r}"
         )
+
+
+def _warn(text: str) -> None:
+    """Warn each time: Python tells equal texts from one place only once, and the next film is another matter."""
+    warnings.warn_explicit(text, UserWarning, __file__, sys._getframe().f_lineno, module=__name__)
 
 
 def embed(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str]) -> Tensor:
