@@ -43,6 +43,7 @@ from latentvid.pipeline_call import (
     refuse_unknown,
     seeds_of,
     watched,
+    whole,
     wording,
 )
 from latentvid.sampling import SOLVERS
@@ -291,8 +292,9 @@ class LatentVideoPipeline(DiffusionPipeline):
             UsageError: an unknown solver or rule, or a size that the networks cannot have.
         """
         default_height, default_width = self.default_size
-        height = default_height if height is None else height
-        width = default_width if width is None else width
+        height = default_height if height is None else whole(height, "height")
+        width = default_width if width is None else whole(width, "width")
+        num_inference_steps = whole(num_inference_steps, "num_inference_steps")
         if min(height, width) < 1 or height % self.size_multiple or width % self.size_multiple:
             raise UsageError(
                 f"{width}x{height} will not do: this model makes multiples of {self.size_multiple} pixels."
@@ -313,7 +315,7 @@ class LatentVideoPipeline(DiffusionPipeline):
 
     def plan(self, num_frames: int, sampling: Sampling, *, given: int = 0) -> FilmPlan:
         """Return the windows of a film of `num_frames` frames, after `given` ones that exist."""
-        rule = sampling.rule
+        rule, num_frames = sampling.rule, whole(num_frames, "num_frames")
         return FilmPlan(num_frames, sampling.latent.frames, rule.overlap, rule.append_overlap, given)
 
     def prompt_embeddings(self, prompts: Sequence[str]) -> Tensor:

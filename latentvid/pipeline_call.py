@@ -59,7 +59,7 @@ def wording(
         raise UsageError("give a prompt (or a list of them), or else prompt_embeds: one of the two.")
     if negative_prompt is not None and negative_prompt_embeds is not None:
         raise UsageError("negative_prompt and negative_prompt_embeds both say what to avoid; give one.")
-    times = _whole(num_per_prompt, "num_videos_per_prompt")
+    times = whole(num_per_prompt, "num_videos_per_prompt")
     if times < 1:
         raise UsageError(f"num_videos_per_prompt={times} must be at least 1.")
     for name, embeds in (("prompt_embeds", prompt_embeds), ("negative_prompt_embeds", negative_prompt_embeds)):
@@ -108,7 +108,7 @@ def _seed(generator: Any) -> int:
     if generator is None:
         return int(torch.randint(2**31, ()))
     if not isinstance(generator, torch.Generator):
-        return _whole(generator, "generator")
+        return whole(generator, "generator")
     fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
     is_fresh = torch.equal(generator.get_state(), fresh.get_state())
     drawn = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
@@ -236,7 +236,12 @@ def _texts(name: str, given: Any) -> list[str]:
     return texts
 
 
-def _whole(number: Any, name: str) -> int:
+def whole(number: Any, name: str) -> int:
+    """Return an integer of any type as Python's.
+
+    Raises:
+        UsageError: it is none.
+    """
     try:
         return operator.index(number)
     except TypeError:

@@ -179,7 +179,8 @@ def test_every_way_to_say_a_call_makes_the_same_frames(pipe: LatentVideoPipeline
         {"negative_prompt_embeds": pipe.prompt_embeddings([""]), "guidance_scale": 3.0},
         {"callback_on_step_end": look, "callback_on_step_end_tensor_inputs": shown},
         {"callback_on_step_end": lambda *_: None},
-        {"height": 8, "width": 8, "on_call": lambda *_: None},
+        {"height": np.int64(8), "width": torch.tensor(8), "num_frames": np.int32(8), "on_call": lambda *_: None},
+        {"num_inference_steps": np.int64(2)},
     ):
         arguments: dict[str, Any] = {"prompt": PROMPT, **FEW, **usual, **more}
         assert torch.equal(pipe(**arguments).frames, expected), more
@@ -279,6 +280,9 @@ def test_every_solver_makes_frames_and_tells_its_calls(solver: str, pipe: Latent
         ({"guidance_scal": 3}, "takes no 'guidance_scal'; did you mean 'guidance_scale'"),
         ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
         ({"negative_prompt": 3}, "negative_prompt must be a text"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps=2.5 is no integer"),
+        ({"num_frames": 2.5}, "num_frames=2.5 is no integer"),
+        ({"height": "8"}, "height='8' is no integer"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused(

@@ -88,9 +88,14 @@ def film_settings(pipeline: LatentVideoPipeline, out: Path, options: FilmOptions
     settings = validate(
         {"film": out.name, "rule": rule, "place": place, "fps": fps, "model_fps": fps, **given, **own}, FilmSettings
     )
+    warn_of_long_prompts(pipeline, settings)
+    return settings
+
+
+def warn_of_long_prompts(pipeline: LatentVideoPipeline, settings: FilmSettings) -> None:
+    """Warn of a film's prompts that are longer than the model's text encoder takes."""
     prompts = [("prompt", settings.prompt)] if settings.prompts is None else settings.prompts.named()
     pipeline.warn_of_long([*prompts, ("negative prompt", settings.negative_prompt)])
-    return settings
 
 
 def _place(runtime: Runtime | None, pipeline: LatentVideoPipeline) -> Place:

@@ -70,11 +70,10 @@ def reroll_window(
         pipeline = pipeline or load_pipeline(folder.settings)
         check_model(folder, pipeline)
         folder.verify(folder.record.num_windows)
-        if prompt is not None:
-            pipeline.warn_of_long([("prompt", prompt)])
         shots = shots_of(folder)
         maker = Maker(pipeline, folder, shots, on_progress)
         again = _Again(maker, index, seed, prompt)
+        pipeline.warn_of_long([("prompt", again.prompt), ("negative prompt", folder.settings.negative_prompt)])
         with torch.no_grad(), resumable(folder.path):
             again.make()
         Preview(folder).part(index).unlink(missing_ok=True)
