@@ -214,11 +214,11 @@ class LatentVideoPipeline(DiffusionPipeline):
             self.autoencoder.loaded_space = self.autoencoder.latent_space()
         vae = self.vae
         if numbers is torch.float16 and self.autoencoder.force_upcast:
-            vars(self)["vae"] = None  # so that it is passed over
+            self.__dict__["vae"] = None  # so that it is passed over
         try:
             super().to(*args, **kwargs)
         finally:
-            vars(self)["vae"] = vae
+            self.__dict__["vae"] = vae
         if vae.device != self.unet.device:
             nn.Module.to(vae, self.unet.device)
         return self

@@ -538,6 +538,7 @@ def test_networks_that_wait_elsewhere_make_the_same_frames(pipe: LatentVideoPipe
         for _ in range(2):  # the hooks come back after a call
             assert torch.equal(frames(loaded, num_frames=9), expected)
             assert torch.equal(torch.cat(list(loaded.stream(PROMPT, num_frames=9, **FEW))).add(1).div(2), expected[0])
+        assert str(loaded.compute_device) == "cpu:0"
     with pytest.raises(UsageError, match="enable_model_cpu_offload"):
         pipe.enable_sequential_cpu_offload()
 

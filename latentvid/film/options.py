@@ -101,6 +101,6 @@ def warn_of_long_prompts(pipeline: LatentVideoPipeline, settings: FilmSettings) 
 def _place(runtime: Runtime | None, pipeline: LatentVideoPipeline) -> Place:
     if runtime is None:
         dtype = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[pipeline.unet.dtype]
-        return Place(device=str(pipeline.unet.device), dtype=dtype, threads=torch.get_num_threads())
+        return Place(device=str(pipeline.compute_device), dtype=dtype, threads=torch.get_num_threads())
     about = runtime.describe()
     return Place(**{name: about[name] for name in ("device", "dtype", "attention", "compile", "threads")})

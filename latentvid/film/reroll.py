@@ -170,7 +170,7 @@ class _Again:
 
     def anchors(self, window: Window, places: list[int]) -> Tensor:
         """Return the frames of the window that stay, [1 c p h w]."""
-        device = self.pipeline.unet.device
+        device = self.pipeline.compute_device
         if not places:
             return torch.zeros(self.maker.sampling.latent.with_frames(0).dims, device=device)
         numbers = [window.start + place for place in places]
@@ -192,7 +192,7 @@ class _Again:
 
     def _chunks(self, start: int, stop: int) -> Iterator[Tensor]:
         for at in range(start, stop, PRIMING_CHUNK):
-            yield self.latents.read(at, min(stop, at + PRIMING_CHUNK)).to(self.pipeline.unet.device)
+            yield self.latents.read(at, min(stop, at + PRIMING_CHUNK)).to(self.pipeline.compute_device)
 
 
 def sample_between(setting: Setting, sampling: Sampling, window: Window, anchors: Tensor, places: list[int]) -> Tensor:

@@ -13,13 +13,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from latentvid.autoencoders.foreign_latents import is_foreign, read_foreign
+from latentvid.autoencoders.foreign_latents import decode_foreign, is_foreign, read_foreign
 from latentvid.autoencoders.image import ImageAutoencoder
 from latentvid.autoencoders.latent_file import LatentWriter, describe
+from latentvid.autoencoders.load import load_autoencoder
 from latentvid.cli.main import main
 from latentvid.core.errors import CheckpointError, LatentVidError, UsageError
 from latentvid.core.rng import Rng
 from latentvid.video.reader import open_video
+from tests.autoencoders.small_video_networks import video_network
 from tests.factories import vae_kl
 
 LATENTS = Rng(3).normal(3, 20, 8, 12)[0]  # [c t h w]
@@ -185,3 +187,21 @@ def test_decoding_them_makes_what_our_own_files_make(tmp_path: Path, capsys: pyt
         _, err = call(*arguments, "-o", tmp_path / "not.mkv", code=code)
         assert sentence in err
         assert not (tmp_path / "not.mkv").exists()
+
+
+def test_latents_of_several_frames_with_factors_for_each_channel(tmp_path: Path) -> None:
+    video_network("wan").save_pretrained(tmp_path / "wan")
+    network = load_autoencoder(tmp_path / "wan")
+    values = Rng(4).normal(4, 3, 4, 4)[0]  # [c t h w]
+    scaling, shift = (
+        torch.tensor(factor).view(4, 1, 1, 1) for factor in (network.scaling_factor, network.shift_factor)
+    )
+    expected = torch.cat(list(network.decode([values])))
+    for name, stored_values, scaling_word in (("a.pt", values, "model"), ("b.pt", values / scaling + shift, "raw")):
+        found = read_foreign(stored(tmp_path / name, stored_values[None]), "b c f h w", scaling=scaling_word)
+        torch.testing.assert_close(torch.cat(list(found.chunks(network)), dim=1), values)
+        done = decode_foreign(network, found, tmp_path / f"{name}.mkv", fps=Fraction(16), codec="ffv1")
+        assert done["num_frames"] == len(expected) == 9
+        pixels = torch.stack([frame.pixels for frame in open_video(tmp_path / f"{name}.mkv").frames()])
+        assert pixels.shape == expected.shape
+        assert (pixels - (expected + 1) * 127.5).abs().max() < 4
