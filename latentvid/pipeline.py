@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -526,45 +527,61 @@ class LatentVideoPipeline(DiffusionPipeline):
         refuse_unknown("the pipeline", unknown, inspect.signature(type(self).__call__).parameters.keys() - {"self"})
         if output_type not in _OUTPUTS:
             raise UsageError(f"output_type={output_type!r} is not known; known: {', '.join(_OUTPUTS)}.")
-        width_of_text = self.unet.config.cross_attention_dim
         words = wording(
-            prompt,
-            negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            num_per_prompt=num_videos_per_prompt,
-            width=width_of_text if isinstance(width_of_text, int) else None,
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_videos_per_prompt, self._text_width
         )
         self.seeds = seeds_of(generator, len(words.prompts))
         settled = self.sampling(
-            seeds=self.seeds,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            guidance_rescale=guidance_rescale,
-            solver=solver,
-            rule=rule,
-            height=height,
-            width=width,
-        )
-        noise = initial_noise(latents, settled.latent.dims)
-        tell = on_step_end(
-            self, callback_on_step_end, callback_on_step_end_tensor_inputs, lambda: self._embeddings(words)
-        )
+            seeds=self.seeds, num_inference_steps=num_inference_steps, solver=solver, rule=rule,
+            guidance_scale=guidance_scale, guidance_rescale=guidance_rescale, height=height, width=width,
+        )  # fmt: skip
+        names = callback_on_step_end_tensor_inputs
+        tell = on_step_end(self, callback_on_step_end, names, lambda: self._embeddings(words))
         settled = settled if tell is None else replace(settled, solver=watched(settled.solver, tell))
         plan = self.plan(self.config.num_frames if num_frames is None else num_frames, settled)
-        with self.progress_bar(total=plan.num_windows * settled.num_calls) as bar:
-            made = self.windows(
+        noise = initial_noise(latents, settled.latent.dims)
+        frames = self._frames(plan, settled, words, noise, output_type, on_call)
+        return LatentVideoOutput(frames=frames, seeds=list(self.seeds)) if return_dict else (frames,)
+
+    @property
+    def _text_width(self) -> int | None:
+        """Of the embeddings that the U-Net takes; None where its blocks differ in it."""
+        width = self.unet.config.cross_attention_dim
+        return width if isinstance(width, int) else None
+
+    def _frames(
+        self,
+        plan: FilmPlan,
+        sampling: Sampling,
+        words: Wording,
+        noise: Tensor | None,
+        output_type: str,
+        on_call: OnCall | None,
+    ) -> Any:
+        """Make a batch of films, and return their frames in the form that was asked for."""
+        states = [StreamState() for _ in words.prompts]
+        parts: list[Tensor] = []
+        total = plan.num_windows * sampling.num_calls
+        progress: AbstractContextManager[Any] = nullcontext() if on_call else self.progress_bar(total=total)
+        with progress as bar:
+            for made in self.windows(
                 plan,
-                settled,
+                sampling,
                 words.prompts,
                 negative_prompt=words.negative,
                 embeds=(words.text, words.null),
                 noise=noise,
                 on_call=on_call or (lambda *_: bar.update()),
-            )
-            frames = self._gathered(made, len(words.prompts), output_type)
+            ):
+                if output_type == "latent":
+                    parts.append(made.latents[:, :, : made.window.num_new].cpu())
+                    continue
+                clips = [self.decode_window(made, k, state).cpu() for k, state in enumerate(states)]
+                parts.append(torch.stack(clips))
         self.maybe_free_model_hooks()
-        return LatentVideoOutput(frames=frames, seeds=list(self.seeds)) if return_dict else (frames,)
+        if output_type == "latent":
+            return torch.cat(parts, dim=2)
+        return _OUTPUTS[output_type](torch.cat(parts, dim=1).add(1).div(2).clamp(0, 1))
 
     def _embeddings(self, words: Wording) -> dict[str, Tensor]:
         """Return what a batch is guided by, under diffusers' names, [b l d]."""
@@ -572,19 +589,6 @@ class LatentVideoPipeline(DiffusionPipeline):
             "prompt_embeds": self._embed(words.prompts) if words.text is None else words.text,
             "negative_prompt_embeds": self._embed(words.negative) if words.null is None else words.null,
         }
-
-    def _gathered(self, windows: Iterator[MadeWindow], num_clips: int, output_type: str) -> Any:
-        """Return the frames of all windows in the form that was asked for."""
-        states = [StreamState() for _ in range(num_clips)]
-        parts: list[Tensor] = []
-        for made in windows:
-            if output_type == "latent":
-                parts.append(made.latents[:, :, : made.window.num_new].cpu())
-            else:
-                parts.append(torch.stack([self.decode_window(made, k, state).cpu() for k, state in enumerate(states)]))
-        if output_type == "latent":
-            return torch.cat(parts, dim=2)
-        return _OUTPUTS[output_type](torch.cat(parts, dim=1).add(1).div(2).clamp(0, 1))
 
     @torch.no_grad()
     def decode_window(self, made: MadeWindow, film: int, state: StreamState) -> Tensor:

@@ -41,7 +41,6 @@ class Wording:
 def wording(
     prompt: str | Sequence[str] | None,
     negative_prompt: str | Sequence[str] | None = None,
-    *,
     prompt_embeds: Tensor | None = None,
     negative_prompt_embeds: Tensor | None = None,
     num_per_prompt: int = 1,

@@ -550,6 +550,9 @@ def test_the_bar_counts_denoiser_calls(pipe: LatentVideoPipeline, capfd: pytest.
     try:
         frames(pipe)
         assert not capfd.readouterr().err
+        pipe.set_progress_bar_config()
+        frames(pipe, "a", on_call=lambda *_: None)
+        assert not capfd.readouterr().err
     finally:
         pipe.set_progress_bar_config()
 

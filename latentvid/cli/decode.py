@@ -18,6 +18,32 @@ if TYPE_CHECKING:
 
 FOREIGN_FPS = 24.0
 """Rate of latents that do not know theirs, if not told."""
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        "--layout",
+        metavar="AXES",
+        help='Of a tensor that another program wrote (.safetensors, .latent, .npy, .pt): its axes, as "b c t h w".',
+    ),
+]
+Scaling = Annotated[
+    Literal["raw", "model"] | None,
+    typer.Option(
+        "--scaling",
+        help="Of such a tensor: as the encoder gave it, or scaled and shifted as the model has it (the default, "
+        "except for ComfyUI's files).",
+    ),
+]
+Fps = Annotated[
+    float | None,
+    typer.Option("--fps", min=0.01, max=1000, metavar="R", help="Its frame rate; 24 if not given."),
+]
+TensorName = Annotated[
+    str | None, typer.Option("--tensor", metavar="NAME", help="Its name, where the file holds several.")
+]
+Item = Annotated[
+    int | None, typer.Option("--item", min=0, metavar="K", help="Which of its batch, where it holds several.")
+]
 
 
 def run(
@@ -36,32 +62,11 @@ def run(
             "--audio", metavar="FROM", help="Copy the sound of this file, or of the clip that was encoded: source."
         ),
     ] = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            "--layout",
-            metavar="AXES",
-            help='Of a tensor that another program wrote (.safetensors, .latent, .npy, .pt): its axes, as "b c t h w".',
-        ),
-    ] = None,
-    scaling: Annotated[
-        Literal["raw", "model"] | None,
-        typer.Option(
-            "--scaling",
-            help="Of such a tensor: as the encoder gave it, or scaled and shifted as the model has it (the default, "
-            "except for ComfyUI's files).",
-        ),
-    ] = None,
-    fps: Annotated[
-        float | None,
-        typer.Option("--fps", min=0.01, max=1000, metavar="R", help="Its frame rate; 24 if not given."),
-    ] = None,
-    tensor: Annotated[
-        str | None, typer.Option("--tensor", metavar="NAME", help="Its name, where the file holds several.")
-    ] = None,
-    item: Annotated[
-        int | None, typer.Option("--item", min=0, metavar="K", help="Which of its batch, where it holds several.")
-    ] = None,
+    layout: Layout = None,
+    scaling: Scaling = None,
+    fps: Fps = None,
+    tensor: TensorName = None,
+    item: Item = None,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     max_memory: common.MaxMemory = None,

@@ -112,10 +112,7 @@ def run(
     share = parse_share(shard) if shard else None
     if ray_workers is not None and ray is None:
         raise UsageError("--ray-workers needs --ray: auto, local, or a cluster's address.")
-    if output.suffix != ".safetensors":
-        common.check_folder_name(output, "-o", "latents are .safetensors: name one such file, or a folder")
-    if pack is not None:
-        common.check_folder_name(pack, "--pack", "name the folder that the shards go into")
+    _check_names(output, pack)
     named, missing = _find(clips, stills)
     if missing and output.suffix == ".safetensors":
         raise UsageError(f"{output} is one file for {len(clips)} clips; name a folder.")
@@ -151,6 +148,13 @@ def run(
     if pack is not None:
         _pack(done, pack, pack_frames, share, out, overwrite=overwrite)
     _tell(done, out)
+
+
+def _check_names(output: Path, pack: Path | None) -> None:
+    if output.suffix != ".safetensors":
+        common.check_folder_name(output, "-o", "latents are .safetensors: name one such file, or a folder")
+    if pack is not None:
+        common.check_folder_name(pack, "--pack", "name the folder that the shards go into")
 
 
 def _find(clips: list[str], stills: bool) -> tuple[list[tuple[Path, str]], list[dict[str, Any]]]:
