@@ -75,13 +75,20 @@ def read_captions(
     return found
 
 
-def caption_of(path: Path, odd: dict[Path, int]) -> str:
+def caption_of(path: Path, odd: dict[Path, int] | None = None) -> str:
     """Return the first line of the `.txt` file of the same name, "" where there is none.
 
     Args:
-        odd: told the file, if bytes in it are not of its encoding, and how many; see `warn_of_odd_bytes`.
+        odd: told the file, if bytes in it are not of its encoding, and how many, for one warning of all of them; without
+            it there is one of this file. See `warn_of_odd_bytes`.
     """
-    return next(iter(_lines(path, odd)), "")
+    found: dict[Path, int] = {}
+    caption = next(iter(_lines(path, found)), "")
+    if odd is None:
+        warn_of_odd_bytes(found)
+    else:
+        odd |= found
+    return caption
 
 
 def _lines(path: Path, odd: dict[Path, int]) -> list[str]:
