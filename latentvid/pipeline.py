@@ -36,6 +36,7 @@ from latentvid.extension.rules import ContextRule, OverlapRule, RuleConfig, Sett
 from latentvid.noise.prior import NoisePrior
 from latentvid.pipeline_call import (
     TENSOR_INPUTS,
+    WatchedSolver,
     Wording,
     as_dtype,
     initial_noise,
@@ -43,7 +44,6 @@ from latentvid.pipeline_call import (
     on_step_end,
     refuse_unknown,
     seeds_of,
-    watched,
     whole,
     wording,
 )
@@ -537,7 +537,7 @@ class LatentVideoPipeline(DiffusionPipeline):
         )  # fmt: skip
         names = callback_on_step_end_tensor_inputs
         tell = on_step_end(self, callback_on_step_end, names, lambda: self._embeddings(words))
-        settled = settled if tell is None else replace(settled, solver=watched(settled.solver, tell))
+        settled = settled if tell is None else replace(settled, solver=WatchedSolver(settled.solver, tell))
         plan = self.plan(self.config.num_frames if num_frames is None else num_frames, settled)
         noise = initial_noise(latents, settled.latent.dims)
         frames = self._frames(plan, settled, words, noise, output_type, on_call)

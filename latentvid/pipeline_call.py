@@ -139,7 +139,7 @@ def initial_noise(latents: Any, shape: Sequence[int]) -> Tensor | None:
 def on_step_end(
     pipeline: Any, callback: Callable[..., Any] | None, names: Sequence[str], embeds: Callable[[], dict[str, Any]]
 ) -> StepEnd | None:
-    """Return a callback of diffusers as a hook of the solver; see `watched`.
+    """Return a callback of diffusers as a hook of the solver; see `WatchedSolver`.
 
     Args:
         callback: `callback(pipeline, step, timestep, tensors) -> tensors`, called after every step of every window.
@@ -173,7 +173,7 @@ def on_step_end(
 
 
 @dataclass(frozen=True)
-class watched:  # noqa: N801 - used as a function
+class WatchedSolver:
     """A solver whose states are shown to a hook at the end of every step, and may be replaced there."""
 
     solver: Solver

@@ -79,8 +79,8 @@ def caption_of(path: Path, odd: dict[Path, int] | None = None) -> str:
     """Return the first line of the `.txt` file of the same name, "" where there is none.
 
     Args:
-        odd: told the file, if bytes in it are not of its encoding, and how many, for one warning of all of them; without
-            it there is one of this file. See `warn_of_odd_bytes`.
+        odd: told the file, if bytes in it are not of its encoding, and how many, for one warning of all of them;
+            without it there is one of this file. See `warn_of_odd_bytes`.
     """
     found: dict[Path, int] = {}
     caption = next(iter(_lines(path, found)), "")
