@@ -67,6 +67,10 @@ Guidance = Annotated[
 ContactSheet = Annotated[
     Path | None, typer.Option("--contact-sheet", metavar="PNG", help="Also write evenly spaced frames as one picture.")
 ]
+_FILES = frozenset({
+    ".pt", ".pth", ".ckpt", ".bin", ".npy", ".npz", ".latent", ".safetensors", ".json", ".jsonl", ".csv", ".txt",
+    ".yaml", ".yml", ".tar", ".zip", ".gz", ".wav", ".mp3", ".m4a", ".aac", ".flac", ".ogg", ".opus",
+})  # fmt: skip
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last saved state.")]
 
 
@@ -93,6 +97,28 @@ def num_frames(frames: int | None, seconds: float | None, *, fps: Fraction, defa
     if frames is not None:
         return frames
     return default if seconds is None else max(1, round(seconds * fps))
+
+
+def check_folder_name(folder: Path, flag: str, advice: str) -> None:
+    """Refuse a name for a new folder that is a file's, before anything is computed.
+
+    Args:
+        flag: that it was given by.
+        advice: what to give instead.
+
+    Raises:
+        UsageError: as above, or there is such a file.
+    """
+    from latentvid.video.footage import STILL_SUFFIXES, VIDEO_SUFFIXES
+
+    if folder.is_dir():
+        return
+    kinds = {"a video": VIDEO_SUFFIXES, "a picture": STILL_SUFFIXES, "a file": _FILES}
+    kind = next((kind for kind, suffixes in kinds.items() if folder.suffix.lower() in suffixes), None)
+    if folder.exists():
+        raise UsageError(f"{flag} {folder} is a file; {advice}.")
+    if kind is not None:
+        raise UsageError(f"{flag} {folder} looks like {kind}; {advice}.")
 
 
 def check_output_pair(output: Path, sheet: Path | None, *, overwrite: bool) -> None:

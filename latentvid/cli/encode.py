@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -108,12 +109,14 @@ def run(
       latentvid encode footage/ -o latents/ --vae taesd --half --ray auto
       latentvid encode footage/ -o latents/ --vae taesd --half --pack shards/ --pack-frames 16
     """
-    from latentvid.video.footage import find_named
-
     share = parse_share(shard) if shard else None
     if ray_workers is not None and ray is None:
         raise UsageError("--ray-workers needs --ray: auto, local, or a cluster's address.")
-    jobs = plan_jobs(find_named(clips, stills=stills), output, share)
+    _check_names(output, pack)
+    named, missing = _find(clips, stills)
+    if missing and output.suffix == ".safetensors":
+        raise UsageError(f"{output} is one file for {len(clips)} clips; name a folder.")
+    jobs = plan_jobs(named, output, share)
     from latentvid.autoencoders.batch import EncodeSettings, encode_files, plan_encode
     from latentvid.autoencoders.load import load_autoencoder
     from latentvid.core.places import only_checkpoint
@@ -126,7 +129,7 @@ def run(
         autoencoder = load_autoencoder(name, runtime=resolve_runtime(device, dtype), max_memory=max_memory)
     if dry_run:
         planned = (plan_encode(autoencoder, *job, settings) for job in jobs)
-        _tell(list(_announced(planned, out, 1)), out)
+        _tell(list(_announced(chain(missing, planned), out, 1)), out)
         return
     if ray is None:
         encode: Callable[..., Iterator[dict[str, Any]]] = partial(encode_files, autoencoder)
@@ -138,12 +141,44 @@ def run(
     # Ray says on stdout, where the result goes, why workers die.
     with redirect_stdout(sys.stderr), out.progress("encoding") as advance:
         results = encode(jobs, settings=settings, overwrite=overwrite, on_frames=advance)
-        done = list(_announced(results, out, len(jobs)))
+        done = list(_announced(chain(missing, results), out, len(jobs) + len(missing)))
     places = {str(source): number for number, (source, _) in enumerate(jobs)}
-    done.sort(key=lambda result: places[result["source"]])  # on a cluster, whatever is done first comes first
+    # On a cluster, whatever is done first comes first.
+    done.sort(key=lambda result: places.get(result["source"], -1))
     if pack is not None:
         _pack(done, pack, pack_frames, share, out, overwrite=overwrite)
     _tell(done, out)
+
+
+def _check_names(output: Path, pack: Path | None) -> None:
+    if output.suffix != ".safetensors":
+        common.check_folder_name(output, "-o", "latents are .safetensors: name one such file, or a folder")
+    if pack is not None:
+        common.check_folder_name(pack, "--pack", "name the folder that the shards go into")
+
+
+def _find(clips: list[str], stills: bool) -> tuple[list[tuple[Path, str]], list[dict[str, Any]]]:
+    """Return the clips that are there, each with its name, and the records of those that are not.
+
+    Raises:
+        InputError: none is.
+    """
+    from latentvid.video.footage import find_named
+
+    try:
+        return find_named(clips, stills=stills), []
+    except InputError:
+        there, missing = [], []
+        for clip in dict.fromkeys(clips):
+            try:
+                find_named([clip], stills=stills)
+                there.append(clip)
+            except InputError as error:
+                failed = {"status": "failed", "source": clip, "error": str(error), "exit_code": error.exit_code}
+                missing.append(failed)
+        if not there:
+            raise
+    return find_named(there, stills=stills), missing
 
 
 def _pack(

@@ -93,6 +93,7 @@ def run(
     """
     from latentvid.video.footage import find_videos
 
+    common.check_folder_name(output, "-o", "name the folder of the finetuned decoder")
     train, held_out = find_videos(footage), find_videos(val or []) if val else []
     check_apart(train, held_out)
     from latentvid.core.places import only_checkpoint
@@ -252,6 +253,7 @@ def _train(
                 resume=resume,
                 on_prepared=on_prepared,
                 on_record=on_record,
+                on_note=out.note,
             )
     except KeyboardInterrupt:
         out.note(f"what was done so far is in {output}; the same command with --resume goes on.")

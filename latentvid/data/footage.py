@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from latentvid.core.errors import InputError
 from latentvid.core.rng import Rng
 from latentvid.data.captions import caption_of
+from latentvid.data.text_files import warn_of_odd_bytes
 from latentvid.video.footage import find_videos
 from latentvid.video.reader import open_video
 
@@ -39,6 +40,7 @@ def scan(paths: Iterable[str | Path], *, min_frames: int = 1) -> tuple[list[Clip
     """
     found: list[ClipInfo] = []
     skipped: list[tuple[Path, str]] = []
+    odd: dict[Path, int] = {}
     for path in find_videos(paths, stills=min_frames == 1):
         try:
             meta = open_video(path).meta
@@ -50,7 +52,8 @@ def scan(paths: Iterable[str | Path], *, min_frames: int = 1) -> tuple[list[Clip
         elif meta.is_truncated:
             skipped.append((path, f"{path}: breaks off before its end."))
         else:
-            found.append(ClipInfo(path, meta.num_frames, meta.height, meta.width, caption_of(path)))
+            found.append(ClipInfo(path, meta.num_frames, meta.height, meta.width, caption_of(path, odd)))
+    warn_of_odd_bytes(odd)
     return found, skipped
 
 

@@ -214,13 +214,13 @@ def own_end(pipeline: LatentVideoPipeline, settings: FilmSettings, own: OwnFilm)
     if run is None or FilmLatents(run).stop != own.num_frames:
         raise InputError(f"{own.run}, whose latents the film goes on from, is gone or was changed.")
     latents = FilmLatents(run).tail(pipeline.config.num_frames)
-    return latents, end_of_film(run, settings, weights_of(pipeline), pipeline.unet.device)
+    return latents, end_of_film(run, settings, weights_of(pipeline), pipeline.compute_device)
 
 
 def end_of_latents(pipeline: LatentVideoPipeline, settings: FilmSettings, latents: Tensor) -> Carry:
     """Return what a window starts from that goes on after these latents [c t h w], as if the model had made them."""
     sampling = sampling_of(pipeline, settings)
-    rule, latents = sampling.rule, latents.to(pipeline.unet.device)
+    rule, latents = sampling.rule, latents.to(pipeline.compute_device)
     state = StreamState()
     frames = torch.cat(list(pipeline.autoencoder.decode([latents], state=state)))
     tail = Tail(latents[None, :, -rule.overlap :])

@@ -23,7 +23,7 @@ from latentvid.film.finish import discard, finish
 from latentvid.film.folder import SEGMENT_SUFFIXES, RunFolder, run_path
 from latentvid.film.guard import guard_notes
 from latentvid.film.make import FilmReport, Maker, OnProgress, PlainShots, Shots, resumable, sampling_of
-from latentvid.film.options import FilmOptions, film_settings
+from latentvid.film.options import FilmOptions, film_settings, warn_of_long_prompts
 from latentvid.film.preview import Preview
 from latentvid.film.settings import DriftGuard, FilmSettings, RunRecord
 from latentvid.pipeline import LatentVideoPipeline
@@ -121,6 +121,8 @@ def resume_film(
         pipeline = pipeline or load_pipeline(folder.settings)
         check_model(folder, pipeline)
         done = folder.num_complete()
+        if done < folder.record.num_windows:
+            warn_of_long_prompts(pipeline, folder.settings)
         folder.verify(done)
         folder.change(drift_guard=drift_guard, drift_limit=drift_limit)
         if not done:

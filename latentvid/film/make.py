@@ -139,7 +139,7 @@ class Maker:
         self.plan = FilmPlan(**run.record.plan)  # type: ignore[arg-type]
         self.sampling = sampling_of(pipeline, settings)
         self.guard = Guard(run, self.plan)
-        self.anchors = load_anchors(run, pipeline.unet.device)
+        self.anchors = load_anchors(run, pipeline.compute_device)
         self.preview = Preview(run)
         self._window, self._calls = 0, 0
         self._meta = latent_meta(pipeline, settings)
@@ -156,7 +156,7 @@ class Maker:
         with resumable(self.run.path):
             self.preview.show(first)
             if carry is None and (first or self.run.carry(0).is_file()):
-                carry = load_carry(self.run.carry(first), self.pipeline.unet.device)
+                carry = load_carry(self.run.carry(first), self.pipeline.compute_device)
             carry = settle(carry or Carry())
             for index in range(first, len(self.plan)):
                 carry = self._make(self.plan[index], carry)

@@ -85,14 +85,22 @@ def film_settings(pipeline: LatentVideoPipeline, out: Path, options: FilmOptions
     rule = validate_rule(given.pop("rule", None) or pipeline.config.overlap_rule)
     place = _place(given.pop("runtime", None), pipeline)
     fps = str(as_rate(pipeline.config.fps))
-    return validate(
+    settings = validate(
         {"film": out.name, "rule": rule, "place": place, "fps": fps, "model_fps": fps, **given, **own}, FilmSettings
     )
+    warn_of_long_prompts(pipeline, settings)
+    return settings
+
+
+def warn_of_long_prompts(pipeline: LatentVideoPipeline, settings: FilmSettings) -> None:
+    """Warn of a film's prompts that are longer than the model's text encoder takes."""
+    prompts = [("prompt", settings.prompt)] if settings.prompts is None else settings.prompts.named()
+    pipeline.warn_of_long([*prompts, ("negative prompt", settings.negative_prompt)])
 
 
 def _place(runtime: Runtime | None, pipeline: LatentVideoPipeline) -> Place:
     if runtime is None:
         dtype = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[pipeline.unet.dtype]
-        return Place(device=str(pipeline.unet.device), dtype=dtype, threads=torch.get_num_threads())
+        return Place(device=str(pipeline.compute_device), dtype=dtype, threads=torch.get_num_threads())
     about = runtime.describe()
     return Place(**{name: about[name] for name in ("device", "dtype", "attention", "compile", "threads")})

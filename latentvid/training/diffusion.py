@@ -24,11 +24,12 @@ from latentvid.core.rng import Rng
 from latentvid.core.shapes import LatentShape
 from latentvid.data.mixture import Latents, Mixture
 from latentvid.denoisers.temporal_unet import TemporalUNet
-from latentvid.denoisers.text import tokenize
+from latentvid.denoisers.text import text_length, tokenize, warn_of_long_captions
 from latentvid.noise.prior import NoisePrior
 from latentvid.pipeline import LatentVideoPipeline
 from latentvid.sampling.prediction import noisy, target
 from latentvid.temporal.inject import is_temporal
+from latentvid.training.loop import is_main_process
 from latentvid.training.task import Task
 
 VALIDATED_LEVELS = (0.25, 0.5, 0.75, 0.95)
@@ -96,6 +97,10 @@ class DiffusionTask(Task):
         self.options = options
         self.rng = Rng(seed)
         self._check_data()
+        if is_main_process():
+            sets = [cache.captions for cache in (self.videos, self.images) if cache is not None]
+            captions = (text for each in sets for texts in each for text in texts)
+            warn_of_long_captions(self.tokenizer, self.text_encoder, captions)
         self._ids: dict[str, Tensor] = {}
 
     def _check_data(self) -> None:
@@ -172,7 +177,7 @@ class DiffusionTask(Task):
 
     def _tokens(self, text: str) -> Tensor:
         if text not in self._ids:
-            self._ids[text] = tokenize(self.tokenizer, [text])
+            self._ids[text] = tokenize(self.tokenizer, [text], text_length(self.tokenizer, self.text_encoder))
         return self._ids[text]
 
     def _timesteps(self, rng: Rng, batch: int, frames: int, context_share: float) -> tuple[Tensor, Tensor]:

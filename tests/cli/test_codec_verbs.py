@@ -74,6 +74,58 @@ def test_a_folder_and_back(footage: Path, tmp_path: Path, capsys: pytest.Capture
     assert not (tmp_path / "b.png").exists()
 
 
+def test_a_clip_that_is_missing_costs_the_others_nothing(
+    footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vae = ("--vae", footage / "vae", "--device", "cpu", "--max-frames", 1)
+    film, gone, empty = footage / "in" / "film.mp4", tmp_path / "gone.mp4", tmp_path / "empty"
+    empty.mkdir()
+    words = ("encode", gone, film, footage / "bad" / "broken.mp4", empty, "-o", tmp_path / "latents", *vae)
+    out, err = call(capsys, *words, "--json", code=6)
+    found = json.loads(out)
+    assert {clip["source"]: clip["status"] for clip in found["clips"]} == {
+        str(gone): "failed", str(empty): "failed", str(film): "encoded", str(footage / "bad" / "broken.mp4"): "failed",
+    }  # fmt: skip
+    assert "3 of 4 clips failed, the others are done" in err
+    assert f"failed: {gone}: no such file" in err
+    assert (tmp_path / "latents" / "film.mp4.safetensors").is_file()
+    table, _ = call(capsys, *words, "-q", code=6)
+    assert table.splitlines()[-1] == "3 failed, 1 skipped"
+    call(capsys, "encode", gone, empty, "-o", tmp_path / "none", *vae, code=3)
+    _, err = call(capsys, "encode", gone, film, "-o", tmp_path / "a.safetensors", *vae, code=2)
+    assert "one file for 2 clips" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("b.mp4", "a video"),
+        ("b.MKV", "a video"),
+        ("b.png", "a picture"),
+        ("b.pt", "a file"),
+        ("b.SAFETENSORS", "a file"),
+    ],
+)
+def test_no_folder_is_given_the_name_of_a_file(
+    name: str, kind: str, footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film, target = footage / "in" / "film.mp4", tmp_path / name
+    for words in (
+        ("encode", film, "-o", target),
+        ("encode", film, "-o", tmp_path / "latents", "--pack", target),
+        ("finetune-decoder", film, "-o", target),
+        ("train", tmp_path / "none.yaml", "-o", target),
+    ):
+        _, err = call(capsys, *words, code=2)
+        assert f"{target} looks like {kind}" in err
+        assert not list(tmp_path.iterdir())
+    _, err = call(capsys, "encode", film, "-o", target, code=2)
+    assert "latents are .safetensors" in err
+    target.mkdir()
+    call(capsys, "encode", film, "-o", target, "--vae", footage / "vae", "--device", "cpu", "--max-frames", 1)
+    assert (target / "film.mp4.safetensors").is_file()
+
+
 def test_shares_meet_nowhere_and_leave_nothing(
     footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

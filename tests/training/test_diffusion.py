@@ -278,3 +278,14 @@ def test_data_that_cannot_be_trained_on_is_refused(caches: dict[str, LatentCache
             make(caches, **options)
     with pytest.raises(UsageError, match="nothing to train on"):
         make({})
+
+
+def test_captions_that_are_cut_off_are_counted_and_said_once(tmp_path: Path) -> None:
+    long = "clouds drift left over hills at dusk and then it snows on number"
+    cache = build_cache(Clips(FRAMES, ("sky", long)), lambda v: v, tmp_path)
+    with pytest.warns(
+        UserWarning, match=rf"{NUM_CLIPS} of {2 * NUM_CLIPS} captions are longer than the 12 .*snows"
+    ) as told:
+        task = make({"videos": cache, "images": cache})
+    assert task.batch(0)["ids"].shape[1] == 12
+    assert len(told) == 1
