@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -31,6 +31,7 @@ from latentvid.core.shapes import LatentShape, VideoShape
 from latentvid.denoisers.denoise import unet_denoiser
 from latentvid.denoisers.temporal_unet import TemporalUNet
 from latentvid.denoisers.text import cross_fade, embed, warn_of_long_prompts
+from latentvid.extension.guard import CORRECTED, LatentGuard, guard_limit
 from latentvid.extension.plan import FilmPlan, Window
 from latentvid.extension.rollout import MadeWindow, roll_out
 from latentvid.extension.rules import ContextRule, OverlapRule, RuleConfig, Setting, Tail
@@ -406,6 +407,7 @@ class LatentVideoPipeline(DiffusionPipeline):
         noise: Tensor | None = None,
         tail: Tail | None = None,
         first_window: int = 0,
+        drift_limit: float | None = None,
         on_call: OnCall | None = None,
     ) -> Iterator[MadeWindow]:
         """Yield the film's windows of latents, in order.
@@ -416,6 +418,7 @@ class LatentVideoPipeline(DiffusionPipeline):
             negative_prompt, embeds: as for `setting`.
             noise: what the film's first window starts from, [b c t h w]; drawn if None.
             tail: what came before `first_window`.
+            drift_limit: bring windows back that lie farther from the first one made here, in spreads; None never does.
             on_call: progress.
         """
         negative = [negative_prompt] if isinstance(negative_prompt, str) else negative_prompt
@@ -437,7 +440,12 @@ class LatentVideoPipeline(DiffusionPipeline):
             here[:] = [window, 0]
             return first if tail is None and window.index == 0 else later
 
-        yield from roll_out(plan, sampling.rule, sampling.solver, setting_at, tail=tail, first_window=first_window)
+        guard = None
+        if drift_limit is not None:
+            guard = LatentGuard(drift_limit, rule=sampling.rule, levels=first.levels)
+        yield from roll_out(
+            plan, sampling.rule, sampling.solver, setting_at, tail=tail, first_window=first_window, guard=guard
+        )
 
     @torch.no_grad()
     def stream(
@@ -447,6 +455,8 @@ class LatentVideoPipeline(DiffusionPipeline):
         num_frames: int | None = None,
         generator: Any = 0,
         negative_prompt: str | None = None,
+        drift_guard: Literal["correct", "off"] = "correct",
+        drift_limit: float = CORRECTED,
         on_call: OnCall | None = None,
         **sampling: Any,
     ) -> Iterator[Tensor]:
@@ -457,6 +467,7 @@ class LatentVideoPipeline(DiffusionPipeline):
             num_frames: of the whole film; one window by default. The first n frames do not depend on it.
             generator: as for a call; where None, `seeds` tells the one that was drawn.
             negative_prompt: what to guide away from.
+            drift_guard, drift_limit: as for a call.
             on_call: progress.
             sampling: `num_inference_steps`, `guidance_scale`, `solver`, `rule`, `height`, `width`.
         """
@@ -466,7 +477,10 @@ class LatentVideoPipeline(DiffusionPipeline):
         settled = self.sampling(seeds=self.seeds, **sampling)
         plan = self.plan(self.config.num_frames if num_frames is None else num_frames, settled)
         state = StreamState()
-        for made in self.windows(plan, settled, words.prompts, negative_prompt=words.negative, on_call=on_call):
+        limit = guard_limit(drift_guard, drift_limit)
+        for made in self.windows(
+            plan, settled, words.prompts, negative_prompt=words.negative, drift_limit=limit, on_call=on_call
+        ):
             yield self.decode_window(made, 0, state)
         self.maybe_free_model_hooks()
 
@@ -489,6 +503,8 @@ class LatentVideoPipeline(DiffusionPipeline):
         negative_prompt_embeds: Tensor | None = None,
         solver: str = "dpmpp_2m",
         rule: OverlapRule | Mapping[str, Any] | None = None,
+        drift_guard: Literal["correct", "off"] = "correct",
+        drift_limit: float = CORRECTED,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[..., Any] | None = None,
@@ -514,6 +530,9 @@ class LatentVideoPipeline(DiffusionPipeline):
             prompt_embeds, negative_prompt_embeds: [b l d], as `prompt_embeddings` makes them, instead of the prompts.
             solver: "euler", "heun", "dpmpp_2m" or "ancestral".
             rule: how windows follow each other; the model's own by default.
+            drift_guard: "correct" brings windows back whose colour or contrast moves away from the first one's, as
+                `latentvid generate` does; "off" leaves them.
+            drift_limit: how far they may lie from it, in spreads of its latents.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: if not, the frames are returned in a tuple.
             callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after every step of every
@@ -543,7 +562,8 @@ class LatentVideoPipeline(DiffusionPipeline):
         settled = settled if tell is None else replace(settled, solver=WatchedSolver(settled.solver, tell))
         plan = self.plan(self.config.num_frames if num_frames is None else num_frames, settled)
         noise = initial_noise(latents, settled.latent.dims)
-        frames = self._frames(plan, settled, words, noise, output_type, on_call)
+        limit = guard_limit(drift_guard, drift_limit)
+        frames = self._frames(plan, settled, words, noise, limit, output_type, on_call)
         return LatentVideoOutput(frames=frames, seeds=list(self.seeds)) if return_dict else (frames,)
 
     @property
@@ -558,6 +578,7 @@ class LatentVideoPipeline(DiffusionPipeline):
         sampling: Sampling,
         words: Wording,
         noise: Tensor | None,
+        drift_limit: float | None,
         output_type: str,
         on_call: OnCall | None,
     ) -> Any:
@@ -574,6 +595,7 @@ class LatentVideoPipeline(DiffusionPipeline):
                 negative_prompt=words.negative,
                 embeds=(words.text, words.null),
                 noise=noise,
+                drift_limit=drift_limit,
                 on_call=on_call or (lambda *_: bar.update()),
             ):
                 if output_type == "latent":

@@ -12,6 +12,7 @@ from latentvid.core.config import validate
 from latentvid.core.errors import UsageError
 from latentvid.core.files import check_output
 from latentvid.core.runtime import Runtime
+from latentvid.extension.guard import CORRECTED
 from latentvid.extension.rules import OverlapRule
 from latentvid.film.anchors import picture
 from latentvid.film.prompts import PromptSchedule
@@ -19,9 +20,6 @@ from latentvid.film.settings import DriftGuard, FilmSettings, Place
 from latentvid.pipeline import LatentVideoPipeline, validate_rule
 from latentvid.video.encoders import choose_codec
 from latentvid.video.rate import as_rate
-
-CORRECTED = 0.1
-"""How far a window may move before it is corrected: less than what is worth a warning, as corrections are gentle."""
 
 
 class FilmOptions(TypedDict, total=False):
