@@ -67,10 +67,10 @@ class ClipContext:
         Only for clips without a `StreamState`: a second run would advance it twice.
         """
         assert self.state is None
-        clip = {"num_frames": self.num_frames, "motion": self.motion, "levels": self.levels}
+        num_frames, motion, levels = self.num_frames, self.motion, self.levels
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            with self.clip(**clip):
+            with self.clip(num_frames, motion=motion, levels=levels):
                 return function(*args, **kwargs)
 
         return run
