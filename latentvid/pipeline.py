@@ -136,7 +136,8 @@ class LatentVideoPipeline(DiffusionPipeline):
         """Load a pipeline folder, or a checkpoint by name; nothing is downloaded and no code of the folder runs.
 
         Folders of image pipelines in the layout of Stable Diffusion load too: their U-Net grows temporal layers at
-        zero, their noise is independent, and the result is a film of images until it is trained.
+        zero, their noise is independent, their steps are spaced as their scheduler has it, and the result is a film of
+        images until it is trained.
 
         Args:
             runtime: device, dtype and attention; the CPU in float32 by default.

@@ -55,6 +55,27 @@ def test_a_film_begins_like_any_longer_one(pipeline: LatentVideoPipeline, tmp_pa
     assert torch.equal(shorter[:14], longer[:14])
 
 
+def test_a_run_goes_on_with_the_spacing_of_steps_that_it_was_begun_with(
+    pipeline: LatentVideoPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs from before spacing was recorded were even; every other run names it if it is not."""
+    monkeypatch.setattr(pipeline, "_internal_dict", pipeline.config)  # put back afterwards
+    for begun, loaded in (("even", "scheduler"), ("scheduler", "scheduler"), ("scheduler", "even")):
+        run = tmp_path / f"{begun}-{loaded}.run"
+        pipeline.register_to_config(spacing=begun)
+        with pytest.raises(Stop):
+            generate_film(pipeline, "clouds", run.with_suffix(".mp4"), num_frames=14, on_progress=stop_in(1), **STEPS)
+        weights = read_json(run / "run.json")["weights"]
+        assert weights.get("spacing", "even") == begun
+        pipeline.register_to_config(spacing=loaded)
+        if begun == "scheduler" != loaded:
+            with pytest.raises(CheckpointError, match="spacing"):
+                resume_film(run, pipeline=pipeline)
+        else:
+            resume_film(run, pipeline=pipeline)
+            assert pipeline.config.spacing == begun
+
+
 def test_the_film_is_what_the_pipeline_streams(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
     generate_film(pipeline, "clouds", tmp_path / "film.mkv", num_frames=14, crf=0, **STEPS)
     streamed = torch.cat(list(pipeline.stream("clouds", num_frames=14, **STEPS)))
