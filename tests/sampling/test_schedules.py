@@ -310,6 +310,7 @@ def test_timesteps_and_noise_lead_to_each_other(name: str, config: dict[str, Any
         ("os.system", {}, "is not known"),
         ("DDIMScheduler", {"num_train_timesteps": 10**9}, "out of range"),
         ("DDIMScheduler", {"num_train_timesteps": True}, "out of range"),
+        ("KDPM2DiscreteScheduler", {"num_train_timesteps": 10**6}, "out of range"),
         ("DDIMScheduler", {"beta_schedule": "sigmoid"}, "does not take its config"),
         ("DDIMScheduler", {"trained_betas": [0.1, 0.2]}, "1000 levels"),
         ("DDIMScheduler", {"beta_start": -0.5, "beta_end": 0.1}, "1000 levels"),
