@@ -24,7 +24,7 @@ from latentvid.autoencoders.image import ImageAutoencoder
 from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.config import StrictModel, validate
 from latentvid.core.errors import ResourceError, UsageError
-from latentvid.core.levels import NoiseSchedule
+from latentvid.core.levels import Levels, NoiseSchedule
 from latentvid.core.rng import Rng
 from latentvid.core.runtime import Runtime, set_attention
 from latentvid.core.shapes import LatentShape, VideoShape
@@ -50,6 +50,7 @@ from latentvid.pipeline_call import (
     wording,
 )
 from latentvid.sampling import SOLVERS
+from latentvid.sampling.schedule import Spacing, schedule_of
 from latentvid.sampling.solver import Denoise, Solver
 from latentvid.temporal.context import StreamState
 
@@ -113,12 +114,13 @@ class LatentVideoPipeline(DiffusionPipeline):
         vae: a `TemporalAutoencoder`, or a diffusers `AutoencoderKL` or `AutoencoderTiny` (decoded frame by frame).
         unet: the temporal U-Net.
         text_encoder, tokenizer: CLIP's, of any size.
-        scheduler: a diffusers scheduler, of which only the config is used.
+        scheduler: a diffusers scheduler, of which only the levels are used.
         noise_prior: the law of the noise that the U-Net was trained with.
         num_frames: frames of one window.
         fps: at which the clips are meant to be seen.
         overlap_rule: how windows follow each other, as a config (see `latentvid.extension.rules`); by default
             VidRD's reuse in chronological order, which every model can do.
+        spacing: of sampling steps, "even" or as the scheduler has it, see `latentvid.sampling.schedule.Spacing`.
     """
 
     vae: Any
@@ -138,6 +140,7 @@ class LatentVideoPipeline(DiffusionPipeline):
         num_frames: int = 16,
         fps: float = 8.0,
         overlap_rule: Mapping[str, Any] | None = None,
+        spacing: Spacing = "even",
     ) -> None:
         super().__init__()
         wrapper: ImageAutoencoder | None = None
@@ -153,7 +156,7 @@ class LatentVideoPipeline(DiffusionPipeline):
             noise_prior=noise_prior,
         )
         rule = dict(overlap_rule or {"kind": "reuse", "overlap": max(1, num_frames // 4)})
-        self.register_to_config(num_frames=num_frames, fps=fps, overlap_rule=rule)
+        self.register_to_config(num_frames=num_frames, fps=fps, overlap_rule=rule, spacing=spacing)
 
     @classmethod
     def from_pretrained(
@@ -169,7 +172,8 @@ class LatentVideoPipeline(DiffusionPipeline):
         """Load a pipeline folder, or a checkpoint by name; nothing is downloaded and no code of the folder runs.
 
         Folders of image pipelines in the layout of Stable Diffusion load too: their U-Net grows temporal layers at
-        zero, their noise is independent, and the result is a film of images until it is trained.
+        zero, their noise is independent, their steps are spaced as their scheduler has it, and the result is a film of
+        images until it is trained.
 
         Args:
             runtime: device, dtype and attention; the CPU in float32 by default.
@@ -255,7 +259,7 @@ class LatentVideoPipeline(DiffusionPipeline):
 
     @property
     def schedule(self) -> NoiseSchedule:
-        return NoiseSchedule.from_config({**self.scheduler.config, "_class_name": type(self.scheduler).__name__})
+        return schedule_of(self.scheduler, self.config.spacing)
 
     @property
     def autoencoder(self) -> ImageAutoencoder:
@@ -313,10 +317,14 @@ class LatentVideoPipeline(DiffusionPipeline):
             )
         rng = Rng(seeds)
         shape = self.autoencoder.latent_shape(VideoShape(len(rng), self.config.num_frames, height, width))
+        self._levels(num_inference_steps, shape)  # what the scheduler does not have is refused here
         chosen = validate_rule(rule if rule is not None else self.config.overlap_rule)
         return Sampling(
             num_inference_steps, guidance_scale, guidance_rescale, SOLVERS.get(solver)(), chosen, rng, shape
         )
+
+    def _levels(self, num_steps: int, latent: LatentShape) -> Levels:
+        return self.schedule.levels(num_steps, seq_len=latent.frames * latent.height * latent.width)
 
     def plan(self, num_frames: int, sampling: Sampling, *, given: int = 0) -> FilmPlan:
         """Return the windows of a film of `num_frames` frames, after `given` ones that exist."""
@@ -389,7 +397,7 @@ class LatentVideoPipeline(DiffusionPipeline):
             _counted(denoise, on_call) if on_call else denoise,
             self.noise_prior,
             self.schedule,
-            self.schedule.levels(sampling.num_steps),
+            self._levels(sampling.num_steps, sampling.latent),
             sampling.rng if rng is None else rng,
             sampling.latent,
             self.compute_device,

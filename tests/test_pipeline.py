@@ -380,6 +380,31 @@ def test_a_folder_of_an_image_pipeline_makes_films_of_images(scheduler: Any, tmp
     torch.testing.assert_close(latents[:, :, 3:], alone, atol=1e-4, rtol=1e-4)
 
 
+def test_steps_are_spaced_as_the_model_was_made_for(folder: Path, tmp_path: Path) -> None:
+    """Foreign folders as diffusers spaces them, folders of this package evenly, and both so after they are saved."""
+    scheduler = PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1)
+    foreign = LatentVideoPipeline.from_pretrained(stable_diffusion(tmp_path / "foreign", scheduler))
+    scheduler.set_timesteps(4)
+    levels = foreign.setting(foreign.sampling(num_inference_steps=4), [PROMPT]).levels
+    assert levels.timestep.tolist() == [*scheduler.timesteps.unique().flip(0).tolist(), 0]
+    foreign.save_pretrained(tmp_path / "saved")
+    again = LatentVideoPipeline.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again.schedule.levels(4).sigma, levels.sigma)
+
+    old = Path(shutil.copytree(folder, tmp_path / "old"))
+    edit_index(old, spacing=...)  # as folders were before the index said it
+    even = [1, 0.75, 0.5, 0.25, 0]
+    for place, shift in ((folder, 2.0), (old, 2.0)):
+        own = LatentVideoPipeline.from_pretrained(place)
+        assert own.schedule.levels(4).sigma.tolist() == [shift * s / (1 + (shift - 1) * s) for s in even]
+    edit_index(old, spacing="odd")
+    with pytest.raises(CheckpointError, match="spacing"):
+        LatentVideoPipeline.from_pretrained(old)
+    edit_index(old, spacing="scheduler", scheduler=["diffusers", "LCMScheduler"])
+    with pytest.raises(CheckpointError, match="LCMScheduler cannot be used"):
+        LatentVideoPipeline.from_pretrained(old)
+
+
 @pytest.fixture
 def broken(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "broken"))

@@ -199,11 +199,13 @@ def load_pipeline(settings: FilmSettings) -> LatentVideoPipeline:
 
 
 def check_model(run: RunFolder, pipeline: LatentVideoPipeline) -> None:
-    """Refuse another model than the run's own; warn of other versions.
+    """Refuse another model than the run's own; warn of other versions. Steps are spaced as the run was begun with.
 
     Raises:
         CheckpointError: weights differ.
     """
+    if "spacing" not in run.record.weights:  # begun when all models' steps were evenly spaced, or by such a model
+        pipeline.register_to_config(spacing="even")
     found = weights_of(pipeline)
     different = sorted(name for name, expected in run.record.weights.items() if found.get(name) != expected)
     if different:
@@ -225,7 +227,8 @@ def weights_of(pipeline: LatentVideoPipeline) -> dict[str, str]:
     """Return hashes of all that a film's pixels depend on in the model."""
     prior = {k: v for k, v in dict(pipeline.noise_prior.config).items() if not k.startswith("_")}
     scheduler = {k: v for k, v in dict(pipeline.scheduler.config).items() if not k.startswith("_")}
-    return {
+    spacing = {} if pipeline.config.spacing == "even" else {"spacing": pipeline.config.spacing}
+    return spacing | {
         "unet": hash_weights(pipeline.unet.state_dict()),
         "vae": hash_weights(pipeline.autoencoder.state_dict()),
         "text_encoder": hash_weights(pipeline.text_encoder.state_dict()),

@@ -28,6 +28,7 @@ from latentvid.denoisers.text import text_length, tokenize, warn_of_long_caption
 from latentvid.noise.prior import NoisePrior
 from latentvid.pipeline import LatentVideoPipeline
 from latentvid.sampling.prediction import noisy, target
+from latentvid.sampling.schedule import SchedulerSchedule
 from latentvid.temporal.inject import is_temporal
 from latentvid.training.loop import is_main_process
 from latentvid.training.task import Task
@@ -104,7 +105,9 @@ class DiffusionTask(Task):
         self._ids: dict[str, Tensor] = {}
 
     def _check_data(self) -> None:
-        """Refuse caches that leave nothing to train on, or whose clips are too short."""
+        """Refuse caches that leave nothing to train on, or whose clips are too short, and timesteps of no table."""
+        if isinstance(self.schedule, SchedulerSchedule) and self.schedule.is_continuous:
+            raise UsageError("models with continuous timesteps (Stable Video Diffusion) cannot be trained here.")
         if self.videos is None and self.images is None:
             raise UsageError("nothing to train on: neither videos nor images are given.")
         held_out = self.options.validation_clips

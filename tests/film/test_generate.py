@@ -81,6 +81,27 @@ def test_a_call_a_stream_and_a_film_are_the_same(
     assert not torch.equal(free, called)
 
 
+def test_a_run_goes_on_with_the_spacing_of_steps_that_it_was_begun_with(
+    pipeline: LatentVideoPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs from before spacing was recorded were even; every other run names it if it is not."""
+    monkeypatch.setattr(pipeline, "_internal_dict", pipeline.config)  # put back afterwards
+    for begun, loaded in (("even", "scheduler"), ("scheduler", "scheduler"), ("scheduler", "even")):
+        run = tmp_path / f"{begun}-{loaded}.run"
+        pipeline.register_to_config(spacing=begun)
+        with pytest.raises(Stop):
+            generate_film(pipeline, "clouds", run.with_suffix(".mp4"), num_frames=14, on_progress=stop_in(1), **STEPS)
+        weights = read_json(run / "run.json")["weights"]
+        assert weights.get("spacing", "even") == begun
+        pipeline.register_to_config(spacing=loaded)
+        if begun == "scheduler" != loaded:
+            with pytest.raises(CheckpointError, match="spacing"):
+                resume_film(run, pipeline=pipeline)
+        else:
+            resume_film(run, pipeline=pipeline)
+            assert pipeline.config.spacing == begun
+
+
 @pytest.mark.parametrize(
     "rule", [{"kind": "context", "overlap": 3}, {"kind": "reuse", "order": "mirror", "overlap": 2}]
 )
