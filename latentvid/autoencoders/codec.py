@@ -17,6 +17,7 @@ from latentvid.autoencoders.latent_file import LatentFile, LatentWriter, Precisi
 from latentvid.core.errors import InputError
 from latentvid.core.files import sha256_of
 from latentvid.video.frame import Frame
+from latentvid.video.numbered import clip_bytes, clip_sha256
 from latentvid.video.pixels import frames_to_tensor
 from latentvid.video.reader import open_video
 from latentvid.video.sound import Sound, has_sound, picture_start
@@ -36,6 +37,8 @@ def encode_file(
     precision: Precision = "fp32",
     max_frames: int = 0,
     allow_truncated: bool = False,
+    fps: Fraction | None = None,
+    deinterlace: bool = False,
     overwrite: bool = False,
     on_frames: OnFrames | None = None,
 ) -> dict[str, Any]:
@@ -43,6 +46,8 @@ def encode_file(
 
     Args:
         max_frames: encode only so many frames, from the first on; 0 for all.
+        fps: the rate of numbered pictures and of streams that state none.
+        deinterlace: take apart the fields of interlaced pictures first.
 
     Raises:
         InputError: the clip cannot be read, or breaks off (without `allow_truncated`).
@@ -50,7 +55,7 @@ def encode_file(
         ResourceError: one frame does not fit into the autoencoder's `max_memory`, or the disk is full.
     """
     source, target = Path(source), Path(target)
-    with open_video(source, allow_truncated=allow_truncated) as reader:
+    with open_video(source, allow_truncated=allow_truncated, fps=fps, deinterlace=deinterlace) as reader:
         meta = reader.meta
         about = describe(
             autoencoder,
@@ -61,8 +66,8 @@ def encode_file(
             color_range=meta.color_range,
             color_matrix=meta.color_matrix,
             source_name=source.name,
-            source_sha256=sha256_of(source),
-            source_bytes=source.stat().st_size,
+            source_sha256=clip_sha256(source),
+            source_bytes=clip_bytes(source),
             source_path=_seen_from(target.parent, source),
             sample_aspect_ratio=meta.sample_aspect_ratio,
             max_frames=max_frames,

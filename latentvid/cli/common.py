@@ -11,6 +11,7 @@ import typer
 from latentvid.core.errors import UsageError
 from latentvid.core.files import check_output
 from latentvid.core.memory import parse_bytes
+from latentvid.video.rate import parse_rate
 
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="K", help="The noise is a function of this number.")]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option("--device", help="Where to compute.")]
@@ -66,6 +67,19 @@ Guidance = Annotated[
 ]
 ContactSheet = Annotated[
     Path | None, typer.Option("--contact-sheet", metavar="PNG", help="Also write evenly spaced frames as one picture.")
+]
+Fps = Annotated[
+    Fraction | None,
+    typer.Option(
+        "--fps",
+        metavar="R",
+        parser=parse_rate,
+        help="Frames per second of numbered pictures (a folder of nothing else, or frame_%04d.png) and of streams that "
+        "state none.",
+    ),
+]
+Deinterlace = Annotated[
+    bool, typer.Option("--deinterlace", help="Take apart the two fields of interlaced pictures (bwdif).")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last saved state.")]
 

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -53,6 +54,8 @@ def run(
     allow_truncated: Annotated[
         bool, typer.Option("--allow-truncated", help="Use what can be read of clips that break off.")
     ] = False,
+    fps: common.Fps = None,
+    deinterlace: common.Deinterlace = False,
     stills: Annotated[bool, typer.Option("--stills/--no-stills", help="Take the pictures of folders too.")] = True,
     shard: Annotated[
         str | None,
@@ -113,7 +116,7 @@ def run(
     share = parse_share(shard) if shard else None
     if ray_workers is not None and ray is None:
         raise UsageError("--ray-workers needs --ray: auto, local, or a cluster's address.")
-    jobs = plan_jobs(find_named(clips, stills=stills), output, share)
+    jobs = plan_jobs(find_named(clips, stills=stills, numbered=fps is not None), output, share)
     from latentvid.autoencoders.batch import EncodeSettings, encode_files, plan_encode
     from latentvid.autoencoders.load import load_autoencoder
     from latentvid.core.places import only_checkpoint
@@ -121,7 +124,8 @@ def run(
 
     name = vae or only_checkpoint("--vae")
     out = Output(as_json=json, quiet=quiet)
-    settings = EncodeSettings("fp16" if half else "fp32", max_frames, allow_truncated)
+    settings = EncodeSettings("fp16" if half else "fp32", max_frames, allow_truncated, fps, deinterlace)
+    _tell_numbered(clips, fps, out)
     if ray is None or dry_run:
         autoencoder = load_autoencoder(name, runtime=resolve_runtime(device, dtype), max_memory=max_memory)
     if dry_run:
@@ -144,6 +148,15 @@ def run(
     if pack is not None:
         _pack(done, pack, pack_frames, share, out, overwrite=overwrite)
     _tell(done, out)
+
+
+def _tell_numbered(clips: list[str], fps: Fraction | None, out: Output) -> None:
+    """Say what else a folder of numbered pictures could be."""
+    from latentvid.video.numbered import numbered_pictures
+
+    for clip in map(Path, clips):
+        if fps is None and clip.is_dir() and numbered_pictures(clip) is not None:
+            out.warn(f"{clip}: its numbered pictures are taken one by one; --fps makes them one clip")
 
 
 def _pack(

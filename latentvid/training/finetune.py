@@ -224,6 +224,7 @@ def check_folder(folder: Path, config: FinetuneConfig, vae: str, footage: Footag
         "config": config.model_dump(mode="json"),
         "train": [str(clip.path.resolve()) for clip in footage.train],
         "held_out": [str(clip.path.resolve()) for clip in footage.held_out],
+        "deinterlace": any(clip.reading.deinterlace for clip in footage.train),
     }
     if not path.is_file():
         if folder.is_dir() and any(folder.iterdir()):
@@ -234,6 +235,7 @@ def check_folder(folder: Path, config: FinetuneConfig, vae: str, footage: Footag
         raise UsageError(f"{folder} exists and holds a run; pass --resume to go on with it, or name another folder.")
     before = read_json(path)
     if isinstance(before, dict):
+        before.setdefault("deinterlace", False)
         # Settings that a run does not know came after it, and their defaults are what it did.
         with suppress(ValidationError):
             before["config"] = FinetuneConfig.model_validate(before.get("config")).model_dump(mode="json")
@@ -307,7 +309,7 @@ def _finished(
     for autoencoder in (base, exported):
         nn.Module.to(autoencoder, runtime.device)
     exported.name = base.name
-    guard = guard_images(exported, base, [clip.path for clip in footage.held_out])
+    guard = guard_images(exported, base, [clip.path for clip in footage.held_out], reading=footage.held_out[0].reading)
     if is_main_process():
         exported.save_with_delta(folder)
     return Finetuned(exported, base, guard, done)

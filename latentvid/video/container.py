@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -40,17 +40,36 @@ def open_container(path: Path) -> Iterator[InputContainer]:
         is_pattern = any(character in str(path) for character in "%*?[]{}")
         source = _Nameless(stack.enter_context(path.open("rb"))) if is_pattern else f"file:{path}"
         try:
-            container = av.open(
-                source,
-                metadata_errors="ignore",
-                container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
-            )
+            container = _open(source)
         except av.ArgumentError as error:
             raise InputError(f"{path}: of no known video format.") from error
         except (av.FFmpegError, UnicodeError, ValueError) as error:
             raise InputError(f"{path}: not a video that can be opened ({reason(error)}).") from error
         stack.callback(container.close)
-        yield cast(InputContainer, container)
+        yield container
+
+
+def _open(source: _Nameless | str) -> InputContainer:
+    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+    try:
+        return cast(InputContainer, av.open(source, metadata_errors="ignore", container_options=options))
+    except av.ArgumentError:
+        # Pictures without much of a header are taken for the pattern of an image sequence, which is not allowed.
+        if not _is_jpeg(source):
+            raise
+        return cast(
+            InputContainer, av.open(source, format="jpeg_pipe", metadata_errors="ignore", container_options=options)
+        )
+
+
+def _is_jpeg(source: _Nameless | str) -> bool:
+    if isinstance(source, str):
+        with open(source.removeprefix("file:"), "rb") as stream:
+            return stream.read(3) == b"\xff\xd8\xff"
+    source.seek(0)
+    head = source.read(3)
+    source.seek(0)
+    return head == b"\xff\xd8\xff"
 
 
 class _Nameless:
@@ -118,15 +137,24 @@ class BrokenStream(Exception):
     """Decoding cannot go on; the text says why."""
 
 
-def decoded(container: InputContainer, stream: VideoStream) -> Generator[VideoFrame]:
+def decoded(container: InputContainer, stream: VideoStream, *, breaks: Collection[int] = ()) -> Generator[VideoFrame]:
     """Yield the frames a player would show, in display order.
+
+    Args:
+        breaks: numbers, among those that hold something, of packets that continue nothing before them.
 
     Raises:
         BrokenStream: at the first packet that cannot be decoded or frame that the decoder had to conceal.
     """
+    number = -1
     try:
         for packet in container.demux(stream):
-            for frame in packet.decode():
+            number += packet.size > 0
+            before: list[VideoFrame] = []
+            if packet.size and number in breaks:
+                before = stream.decode(None)
+                stream.codec_context.flush_buffers()
+            for frame in (*before, *packet.decode()):
                 if frame.is_corrupt:
                     raise BrokenStream("a damaged frame")
                 yield frame

@@ -41,7 +41,7 @@ READABLE = {
     "video_90.mov": (3, 320, 568, Fraction(30), 90),
     "video_180.mov": (3, 568, 320, Fraction(30), 180),
     "video_270.mov": (3, 320, 568, Fraction(30), 270),
-    "vp9_bear-vp9-odd-dimensions.webm": (30, 161, 121, Fraction(2997, 100), 0),
+    "vp9_bear-vp9-odd-dimensions.webm": (30, 161, 121, Fraction(30000, 1001), 0),  # rounded to milliseconds
 }
 REFUSED = {
     "WindowsMediaVideo.wmv": "holds no frames",  # a header without packets
