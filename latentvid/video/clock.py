@@ -39,8 +39,10 @@ class Timeline:
     """Their times on one clock, strictly increasing."""
     stated: Sequence[int] | None
     """Their times as the packets and so the decoder state them; None where these are the same."""
+    num_restarts: int = 0
+    """Places where the clock starts anew or leaps."""
     breaks: tuple[int, ...] = ()
-    """Numbers of the packets at which the clock starts anew."""
+    """Numbers of the packets at which it starts anew: another recording follows."""
     num_equal: int = 0
     """Frames that were stated at the time of the one before."""
 
@@ -53,7 +55,9 @@ def timeline(stamps: Sequence[Stamp], tick: Fraction, *, has_own_order: bool, ma
         may_jump: the container's clock may be set forward in the middle (transport and program streams).
     """
     cut = _pieces(stamps, tick, has_own_order=has_own_order, may_jump=may_jump)
-    pieces = [sorted(stamp.pts for stamp in piece) for piece in (*cut[:1], *map(_from_key, cut[1:]))]
+    is_new = [False] + [after[0].pts < max(s.pts for s in before) for before, after in itertools.pairwise(cut)]
+    kept = [_from_key(piece) if new else piece for piece, new in zip(cut, is_new, strict=True)]
+    pieces = [sorted(stamp.pts for stamp in piece) for piece in kept]
     step = _usual_step(pieces)
     num_equal = sum(a == b for piece in pieces for a, b in itertools.pairwise(piece))
     if len(pieces) == 1 and not num_equal:
@@ -62,8 +66,11 @@ def timeline(stamps: Sequence[Stamp], tick: Fraction, *, has_own_order: bool, ma
     for piece in pieces:
         shift = ticks[-1] + step - piece[0] if ticks else 0
         ticks += [time + shift for time in _spread(piece, step)]
-    breaks = tuple(piece[0].number for piece in cut[1:])
-    return Timeline(ticks, list(itertools.chain.from_iterable(pieces)), breaks, num_equal)
+    # What lies in between, without a time, is the rest of a packet that was cut in two.
+    breaks = tuple(
+        before[-1].number + 1 for (before, _), new in zip(itertools.pairwise(cut), is_new[1:], strict=True) if new
+    )
+    return Timeline(ticks, list(itertools.chain.from_iterable(pieces)), len(cut) - 1, breaks, num_equal)
 
 
 def _pieces(stamps: Sequence[Stamp], tick: Fraction, *, has_own_order: bool, may_jump: bool) -> list[list[Stamp]]:
@@ -118,6 +125,23 @@ def _spread(times: Sequence[int], step: int) -> list[int]:
             place = time + k * (after - time) // count
             spread.append(max(place, spread[-1] + 1) if spread else place)
     return spread
+
+
+def filled(times: Sequence[int | None]) -> list[int]:
+    """Return increasing times, those that are missing laid out evenly, or at the usual step at the ends."""
+    known = [(place, time) for place, time in enumerate(times) if time is not None]
+    if not known:
+        return list(range(len(times)))
+    steps = [max(1, (t - s) // (k - j)) for (j, s), (k, t) in itertools.pairwise(known)]
+    usual = statistics.median_low(steps) if steps else 1
+    alike = [step for step in steps if abs(step - usual) <= 1] or [usual]
+    step = Fraction(sum(alike), len(alike))
+    (first, start), (last, end) = known[0], known[-1]
+    whole = [start - round((first - place) * step) for place in range(first)]
+    for (place, time), (after, then) in itertools.pairwise(known):
+        whole += [time + k * (then - time) // (after - place) for k in range(after - place)]
+    whole += [end + round((place - last) * step) for place in range(last, len(times))]
+    return list(itertools.accumulate(whole, lambda before, time: max(before + 1, time)))
 
 
 def runs_backwards(shown: Sequence[int | None]) -> bool:

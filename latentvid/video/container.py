@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import av
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Disposition
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 from latentvid.core.errors import InputError
@@ -111,6 +113,9 @@ def video_stream(path: Path, container: InputContainer, *, single_thread: bool =
     if stream is not None and stream.disposition & Disposition.attached_pic:
         real = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         stream = real[0] if real else None
+    elif isinstance(stream, VideoStream) and not _has_size(stream):
+        # Captures of several programs may hold no key frame of one.
+        stream = next((other for other in container.streams.video if _has_size(other)), stream)
     if stream is None:
         what = "only sound" if container.streams.audio else "no pictures"
         raise InputError(f"{path}: no video stream; the file holds {what}.")
@@ -122,6 +127,10 @@ def video_stream(path: Path, container: InputContainer, *, single_thread: bool =
     context.options = {"max_pixels": str(MAX_PIXELS)}
     video.thread_type = "NONE" if single_thread else "AUTO"
     return video
+
+
+def _has_size(stream: VideoStream) -> bool:
+    return stream.codec_context is not None and stream.codec_context.width > 0
 
 
 def check_size(path: Path, width: int, height: int) -> None:
@@ -137,29 +146,62 @@ class BrokenStream(Exception):
     """Decoding cannot go on; the text says why."""
 
 
-def decoded(container: InputContainer, stream: VideoStream, *, breaks: Collection[int] = ()) -> Generator[VideoFrame]:
-    """Yield the frames a player would show, in display order.
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Where a stream, of packets that are numbered from 0, begins without what it needs."""
 
-    Args:
-        breaks: numbers, among those that hold something, of packets that continue nothing before them.
+    starts: frozenset[int] = frozenset()
+    """Packets that continue nothing before them: the decoder forgets all it had."""
+    broken: tuple[range, ...] = ()
+    """Packets in front of a piece's first key frame, which need not decode, and not to what they should."""
+
+    def is_broken(self, number: int) -> bool:
+        return any(number in part for part in self.broken)
+
+
+WHOLE = Pieces()
+
+
+def decoded(container: InputContainer, stream: VideoStream, pieces: Pieces = WHOLE) -> Generator[VideoFrame]:
+    """Yield the frames a player would show, in display order.
 
     Raises:
         BrokenStream: at the first packet that cannot be decoded or frame that the decoder had to conceal.
     """
-    number = -1
+    number, awaits_first, awaits_key = -1, False, False
+    # This decoder knows by itself what it can show: pictures that are refreshed bit by bit have no key frames.
+    knows_itself = stream.codec_context.name == "h264"
     try:
         for packet in container.demux(stream):
-            number += packet.size > 0
-            before: list[VideoFrame] = []
-            if packet.size and number in breaks:
-                before = stream.decode(None)
-                stream.codec_context.flush_buffers()
-            for frame in (*before, *packet.decode()):
-                if frame.is_corrupt:
-                    raise BrokenStream("a damaged frame")
-                yield frame
+            if packet.size:
+                number += 1
+                if number in pieces.starts:
+                    yield from _whole(stream.decode(None))
+                    stream.codec_context.flush_buffers()
+            if pieces.is_broken(number):
+                awaits_first, awaits_key = True, not knows_itself
+            # Decoders that work on several frames at once complain of one only some packets later.
+            for frame in _those_that_decode(packet) if awaits_first else _whole(packet.decode()):
+                awaits_key &= frame.pict_type != PictureType.I
+                if not awaits_key:
+                    awaits_first = False
+                    yield frame
     except (av.FFmpegError, UnicodeError, MemoryError) as error:
         raise BrokenStream(reason(error)) from error
+
+
+def _whole(frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
+    for frame in frames:
+        if frame.is_corrupt:
+            raise BrokenStream("a damaged frame")
+        yield frame
+
+
+def _those_that_decode(packet: Packet[VideoStream]) -> list[VideoFrame]:
+    try:
+        return [frame for frame in packet.decode() if not frame.is_corrupt]
+    except av.InvalidDataError:
+        return []
 
 
 def reason(error: BaseException) -> str:

@@ -111,6 +111,10 @@ def typical_rate(
         mean = len(ticks) / ((ticks[-1] - ticks[0] + (last_duration or Fraction(sum(steps), len(steps)))) * tick)
         return _near(mean, stated[:1]) or mean
     mean = 1 / (Fraction(sum(alike), len(alike)) * tick)
+    # Where frames were dropped, all times lie on one grid; other gaps leave the longest stretch without any.
+    on_grid = [rate for rate in (*stated, *_in_use(mean)) if rate > 0 and _fits(_grid(ticks, tick, rate), tick, rate)]
+    if on_grid and abs(on_grid[0] / mean - 1) < _JITTER:
+        return on_grid[0]
     run = _longest_run(ticks, usual)
     # Jitter leaves runs too short to tell a rate by.
     if len(run) > 2 and 10 * len(run) >= len(ticks):
@@ -146,6 +150,15 @@ def _sample(ticks: Sequence[int]) -> list[tuple[int, int]]:
     every = -(-len(ticks) // _MAX_SAMPLES)
     chosen = [*range(0, len(ticks) - 1, every), len(ticks) - 1]
     return [(number, ticks[number]) for number in chosen]
+
+
+def _grid(ticks: Sequence[int], tick: Fraction, rate: Fraction) -> list[tuple[int, int]]:
+    """Return (number, time) of frames, numbered by the steps of a rate that they lie away from the first."""
+    step = 1 / (rate * tick)
+    return [
+        ((2 * (time - ticks[0]) * step.denominator + step.numerator) // (2 * step.numerator), time)
+        for _, time in _sample(ticks)
+    ]
 
 
 def _fits(ticks: Sequence[tuple[int, int]], tick: Fraction, rate: Fraction) -> bool:

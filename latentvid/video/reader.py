@@ -194,7 +194,7 @@ class PyAVReader:
         with open_container(self._path) as container:
             stream = video_stream(self._path, container, single_thread=self._allow_truncated)
             try:
-                with closing(decoded(container, stream, breaks=self.scan.index.breaks)) as pictures:
+                with closing(decoded(container, stream, self.scan.index.pieces)) as pictures:
                     for picture in pictures:
                         if count == whole:
                             break
@@ -319,6 +319,8 @@ class _FrameMaker:
             return meta.start_s + count / meta.fps
         if index.is_by_number:
             return index.pts[count] * meta.time_base if count < len(index.pts) else None
+        if picture.pts is None and count < index.num_led:
+            return index.pts[count] * meta.time_base
         if index.stated is None:
             return None if picture.pts is None or not picture.time_base else picture.pts * picture.time_base
         number = self._find(picture.pts)

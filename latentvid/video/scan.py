@@ -15,9 +15,18 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from latentvid.core.errors import InputError
-from latentvid.video.clock import Finder, Stamp, Timeline, runs_backwards, timeline
+from latentvid.video.clock import Finder, Stamp, Timeline, filled, runs_backwards, timeline
 from latentvid.video.color import ColorReading, bit_depth, read_color
-from latentvid.video.container import BrokenStream, check_size, decoded, open_container, reason, video_stream
+from latentvid.video.container import (
+    WHOLE,
+    BrokenStream,
+    Pieces,
+    check_size,
+    decoded,
+    open_container,
+    reason,
+    video_stream,
+)
 from latentvid.video.meta import VideoMeta
 from latentvid.video.orientation import Orientation, orientation_of
 from latentvid.video.picture import exif_orientation
@@ -61,8 +70,10 @@ class PacketIndex:
     """Whether what the decoder states says nothing: the frames, as they come, have the times one after the other."""
     is_counted: bool = False
     """Whether every frame was seen decoded."""
-    breaks: tuple[int, ...] = ()
-    """Packets at which another piece begins, which has nothing to do with the one before."""
+    pieces: Pieces = WHOLE
+    """Where the stream begins anew, or without a key frame."""
+    num_led: int = 0
+    """First frames that no time is stated of, in front of the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +143,7 @@ class _Packets:
     num_hidden: int
     last_duration: int
     starts_at_key: bool
+    pieces: Pieces
     was_damaged: bool
     is_one_to_one: bool
     """Whether the codec is one whose packets are frames."""
@@ -147,7 +159,7 @@ class _Packets:
     @property
     def is_doubtful(self) -> bool:
         """Whether the times may be those of decoding: they are all in that order, or the container states no others."""
-        if not self.may_reorder or self.times.breaks:
+        if not self.may_reorder or self.times.num_restarts:
             return False
         return self.container == "avi" or all(a.pts < b.pts for a, b in itertools.pairwise(self.stamps))
 
@@ -165,13 +177,14 @@ def _read_packets(container: InputContainer, stream: VideoStream) -> _Packets:
     stamps: list[Stamp] = []
     notes: list[str] = []
     num_packets = num_shown = num_hidden = last_duration = latest = 0
-    starts_at_key = True
+    keys: list[int] = []
     was_damaged = False
     try:
         for packet in container.demux(stream):
             if packet.size == 0:
                 continue
-            starts_at_key = packet.is_keyframe if num_packets == 0 else starts_at_key
+            if packet.is_keyframe:
+                keys.append(num_packets)
             num_packets += 1
             was_damaged |= packet.is_corrupt
             if packet.is_discard:
@@ -189,13 +202,16 @@ def _read_packets(container: InputContainer, stream: VideoStream) -> _Packets:
     name, context = container.format.name, stream.codec_context
     # Matroska states no decoding times; those that the library makes up follow the times of showing.
     own_order, tick = "matroska" not in name, stream.time_base or Fraction(1, 1000)
+    times = timeline(stamps, tick, has_own_order=own_order, may_jump=name in _MAY_JUMP)
+    starts_at_key = not num_packets or keys[:1] == [0]
     return _Packets(
         stamps,
-        timeline(stamps, tick, has_own_order=own_order, may_jump=name in _MAY_JUMP),
+        times,
         num_shown,
         num_hidden,
         last_duration,
         starts_at_key,
+        _pieces(times.breaks, keys, num_packets),
         was_damaged,
         context.name in _ONE_TO_ONE and context.field_order in (0, 1),
         bool(context.has_b_frames),
@@ -204,13 +220,20 @@ def _read_packets(container: InputContainer, stream: VideoStream) -> _Packets:
     )
 
 
+def _pieces(breaks: Sequence[int], keys: Sequence[int], num_packets: int) -> Pieces:
+    """Return where pieces begin, and what of each lies in front of its first key frame."""
+    firsts = [next((key for key in keys if key >= start), num_packets) for start in (0, *breaks)]
+    broken = (range(start, key) for start, key in zip((0, *breaks), firsts, strict=True) if start < key)
+    return Pieces(frozenset(breaks), tuple(broken))
+
+
 def _look(path: Path, container: InputContainer, stream: VideoStream, packets: _Packets) -> tuple[VideoFrame, _Shown]:
     """Decode the first frame, and of odd files as many more as cost little."""
     first: VideoFrame | None = None
     stated: list[int | None] = []
     is_odd = not packets.is_plain or packets.is_doubtful
     try:
-        for frame in decoded(container, stream, breaks=packets.times.breaks):
+        for frame in decoded(container, stream, packets.pieces):
             if first is None:
                 check_size(path, frame.width, frame.height)
                 if frame.width < 1 or frame.height < 1:
@@ -253,8 +276,8 @@ def _index(packets: _Packets, shown: _Shown) -> PacketIndex:
         notes.append("the file states when frames are decoded, not when they are shown; they are shown in their order")
     elif shown.stated[0] is not None:
         ticks, stated = _from_first(ticks, stated, shown.stated[0])
-    if times.breaks:
-        notes.append(f"its clock starts anew at {len(times.breaks)} places; what follows is joined on")
+    if times.num_restarts:
+        notes.append(f"its clock starts anew at {times.num_restarts} places; what follows is joined on")
     if times.num_equal and not by_number:
         notes.append(f"{times.num_equal} frames are stated at the time of the one before; they are laid out evenly")
     is_exact = packets.is_plain and not by_number and not packets.was_damaged and packets.is_one_to_one
@@ -266,10 +289,12 @@ def _index(packets: _Packets, shown: _Shown) -> PacketIndex:
         tuple(notes),
         stated,
         by_number or packets.is_untimed,
-        breaks=times.breaks,
+        pieces=packets.pieces,
     )
     if shown.is_whole and not is_exact:
         index = _only_decoded(index, shown, packets)
+    elif not index.is_by_number:
+        index = _led(index, shown.stated)
     if packets.container in _WITHOUT_CLOCK and index.pts and index.pts[0] and not isinstance(index.pts, range):
         stated = index.pts if index.stated is None else index.stated
         index = replace(index, pts=[time - index.pts[0] for time in index.pts], stated=stated)
@@ -297,11 +322,22 @@ def _only_decoded(index: PacketIndex, shown: _Shown, packets: _Packets) -> Packe
         return replace(index, pts=known if len(known) == count else range(count), is_counted=True)
     find = Finder(index.pts if index.stated is None else index.stated)
     numbers = [find(pts) for pts in shown.stated]
-    if any(number is None for number in numbers):
-        return index
+    if None in numbers:
+        times = filled([None if number is None else index.pts[number] for number in numbers])
+        return replace(index, pts=times, stated=None, is_by_number=True, is_counted=True)
     known = [index.pts[n] for n in numbers if n is not None]
     stated = None if index.stated is None else [index.stated[n] for n in numbers if n is not None]
     return replace(index, pts=known, stated=stated, is_counted=True)
+
+
+def _led(index: PacketIndex, shown: Sequence[int | None]) -> PacketIndex:
+    """Put times in front of the others for first frames that have none."""
+    num_led = next((k for k, pts in enumerate(shown) if pts is not None), 0)
+    if not num_led:
+        return index
+    times = filled([None] * num_led + list(index.pts))
+    stated = None if index.stated is None else [*times[:num_led], *index.stated]
+    return replace(index, pts=times, stated=stated, num_led=num_led)
 
 
 def _describe(
