@@ -10,7 +10,6 @@ from typing import BinaryIO, cast
 
 import av
 from av.container import InputContainer
-from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
@@ -171,6 +170,8 @@ def decoded(container: InputContainer, stream: VideoStream, pieces: Pieces = WHO
     number, awaits_first, awaits_key = -1, False, False
     # This decoder knows by itself what it can show: pictures that are refreshed bit by bit have no key frames.
     knows_itself = stream.codec_context.name == "h264"
+    complaint: av.FFmpegError | None = None
+    has_shown = False
     try:
         for packet in container.demux(stream):
             if packet.size:
@@ -180,14 +181,23 @@ def decoded(container: InputContainer, stream: VideoStream, pieces: Pieces = WHO
                     stream.codec_context.flush_buffers()
             if pieces.is_broken(number):
                 awaits_first, awaits_key = True, not knows_itself
-            # Decoders that work on several frames at once complain of one only some packets later.
-            for frame in _those_that_decode(packet) if awaits_first else _whole(packet.decode()):
-                awaits_key &= frame.pict_type != PictureType.I
+            try:
+                frames = packet.decode()
+            except av.InvalidDataError as error:
+                # Decoders that work on several frames at once complain of one only some packets later.
+                if not awaits_first:
+                    raise
+                complaint = error
+                continue
+            for frame in [f for f in frames if not f.is_corrupt] if awaits_first else _whole(frames):
+                awaits_key &= frame.pict_type not in (PictureType.I, PictureType.NONE)
                 if not awaits_key:
-                    awaits_first = False
+                    awaits_first, has_shown = False, True
                     yield frame
     except (av.FFmpegError, UnicodeError, MemoryError) as error:
         raise BrokenStream(reason(error)) from error
+    if complaint is not None and not has_shown:
+        raise BrokenStream(reason(complaint)) from complaint
 
 
 def _whole(frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
@@ -195,13 +205,6 @@ def _whole(frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
         if frame.is_corrupt:
             raise BrokenStream("a damaged frame")
         yield frame
-
-
-def _those_that_decode(packet: Packet[VideoStream]) -> list[VideoFrame]:
-    try:
-        return [frame for frame in packet.decode() if not frame.is_corrupt]
-    except av.InvalidDataError:
-        return []
 
 
 def reason(error: BaseException) -> str:
