@@ -10,7 +10,7 @@ from types import TracebackType
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from latentvid.core.errors import InputError
 from latentvid.video.container import check_file, check_size
@@ -62,12 +62,17 @@ class PictureReader:
     """The `VideoReader` of one picture of CMYK, YCbCr or Lab colours."""
 
     def __init__(self, path: Path, *, fps: Fraction | None = None) -> None:
+        """Look at the picture.
+
+        Raises:
+            InputError: it is damaged, or too large.
+        """
         self._path = path
         check_file(path)
-        self._orientation = exif_orientation(path) or Orientation()
+        orientation = exif_orientation(path) or Orientation()
         with _opened(path) as image:
             check_size(path, *image.size)
-            width, height = self._orientation.size(*image.size)
+            height, width = self._read().pixels.shape[1:]
             self._meta = VideoMeta(
                 path=str(path),
                 container=f"{str(image.format).lower()}_pipe",
@@ -81,7 +86,7 @@ class PictureReader:
                 start_s=Fraction(0),
                 time_base=Fraction(1, 25),
                 is_variable_rate=False,
-                rotation=self._orientation.rotation,
+                rotation=orientation.rotation,
                 pix_fmt=image.mode.lower(),
                 bit_depth=8,
                 color_range="full",
@@ -128,11 +133,11 @@ class PictureReader:
     def _read(self) -> Frame:
         try:
             with _opened(self._path) as image:
-                picture = np.asarray(image.convert("RGB"))
+                image.load()  # which turns TIFFs, and takes what turned them out of their data
+                picture = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         except Exception as error:  # Pillow raises what its parsers run into
             raise InputError(f"{self._path}: damaged ({error}); the picture cannot be decoded.") from error
-        upright = np.ascontiguousarray(self._orientation.apply(picture).transpose(2, 0, 1))
-        return Frame(torch.from_numpy(upright), Fraction(0), 0)
+        return Frame(torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))), Fraction(0), 0)
 
 
 def _opened(path: Path) -> Image.Image:
