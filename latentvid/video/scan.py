@@ -147,6 +147,8 @@ class _Packets:
     was_damaged: bool
     is_one_to_one: bool
     """Whether the codec is one whose packets are frames."""
+    has_fields: bool
+    """Whether the stream is marked as interlaced: then two packets may be one frame."""
     may_reorder: bool
     container: str
     notes: tuple[str, ...]
@@ -213,7 +215,8 @@ def _read_packets(container: InputContainer, stream: VideoStream) -> _Packets:
         starts_at_key,
         _pieces(times.breaks, keys, num_packets),
         was_damaged,
-        context.name in _ONE_TO_ONE and context.field_order in (0, 1),
+        context.name in _ONE_TO_ONE,
+        context.field_order not in (0, 1),  # not known, progressive
         bool(context.has_b_frames),
         name,
         tuple(notes),
@@ -231,7 +234,7 @@ def _look(path: Path, container: InputContainer, stream: VideoStream, packets: _
     """Decode the first frame, and of odd files as many more as cost little."""
     first: VideoFrame | None = None
     stated: list[int | None] = []
-    is_odd = not packets.is_plain or packets.is_doubtful
+    is_odd = not packets.is_plain or packets.is_doubtful or (packets.has_fields and packets.is_one_to_one)
     try:
         for frame in decoded(container, stream, packets.pieces):
             if first is None:
@@ -280,7 +283,8 @@ def _index(packets: _Packets, shown: _Shown) -> PacketIndex:
         notes.append(f"its clock starts anew at {times.num_restarts} places; what follows is joined on")
     if times.num_equal and not by_number:
         notes.append(f"{times.num_equal} frames are stated at the time of the one before; they are laid out evenly")
-    is_exact = packets.is_plain and not by_number and not packets.was_damaged and packets.is_one_to_one
+    is_frames = packets.is_one_to_one and not packets.has_fields
+    is_exact = packets.is_plain and not by_number and not packets.was_damaged and is_frames
     index = PacketIndex(
         ticks,
         is_exact,
@@ -299,7 +303,7 @@ def _index(packets: _Packets, shown: _Shown) -> PacketIndex:
         stated = index.pts if index.stated is None else index.stated
         index = replace(index, pts=[time - index.pts[0] for time in index.pts], stated=stated)
     lost = packets.num_shown - len(index.pts)
-    if lost > 0 and packets.is_one_to_one:
+    if lost > 0 and is_frames:
         note = f"{lost} of its packets give no frame, as in clips that were cut out of longer ones"
         index = replace(index, notes=(*index.notes, note))
     return index

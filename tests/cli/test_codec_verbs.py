@@ -115,7 +115,8 @@ def test_numbered_pictures_at_a_rate(footage: Path, tmp_path: Path, capsys: pyte
     for clip in (shot, shot / "f%03d.png"):
         out, _ = call(capsys, "encode", clip, "-o", target, *vae, "--fps", "24000/1001", "--json", "--overwrite")
         assert json.loads(out)["clips"][0]["num_frames"] == 6
-    call(capsys, "decode", target, "-o", tmp_path / "a.mp4", *vae)
+    _, err = call(capsys, "decode", target, "-o", tmp_path / "a.mp4", *vae, "--audio", "source")
+    assert "holds no sound" in err
     meta = open_video(tmp_path / "a.mp4").meta
     assert (meta.fps, meta.num_frames) == (Fraction(24000, 1001), 6)
     out, _ = call(capsys, "encode", tmp_path / "in", "-o", tmp_path / "all", *vae, "--fps", 12, "--json")
