@@ -27,7 +27,7 @@ from latentvid.video.meta import VideoMeta
 from latentvid.video.numbered import numbered_pictures
 from latentvid.video.picture import PictureReader, needs_pillow
 from latentvid.video.rate import checked_rate
-from latentvid.video.scan import DEINTERLACED, INTERLACED, PROGRESSIVE, Scan, scan
+from latentvid.video.scan import DEINTERLACED, FEW_PACKETS, INTERLACED, PROGRESSIVE, Scan, scan
 from latentvid.video.sequence import SequenceReader
 
 _REORDERED = 17
@@ -120,6 +120,7 @@ class PyAVReader:
         self.scan: Scan = scan(path, given_fps=fps)
         self.is_deinterlaced = deinterlace and self.scan.interlaced is not None
         """Whether the frames that are read are not the stored pictures."""
+        self._is_single_threaded = allow_truncated or len(self.scan.index.pts) <= FEW_PACKETS
         self._meta = self.scan.meta
         if self.is_deinterlaced:
             notes = tuple(DEINTERLACED if note == INTERLACED else note for note in self._meta.notes)
@@ -192,7 +193,7 @@ class PyAVReader:
         whole = self._num_whole()
         count = 0
         with open_container(self._path) as container:
-            stream = video_stream(self._path, container, single_thread=self._allow_truncated)
+            stream = video_stream(self._path, container, single_thread=self._is_single_threaded)
             try:
                 with closing(decoded(container, stream, self.scan.index.pieces)) as pictures:
                     for picture in pictures:
@@ -230,7 +231,7 @@ class PyAVReader:
             return
         count = start
         with open_container(self._path) as container:
-            stream = video_stream(self._path, container, single_thread=self._allow_truncated)
+            stream = video_stream(self._path, container, single_thread=self._is_single_threaded)
             try:
                 container.seek(int(pts[start]), stream=stream, backward=True)
                 with closing(decoded(container, stream)) as pictures:

@@ -47,6 +47,8 @@ _MAX_PROBED_PIXELS = 256_000_000
 INTERLACED = "its pictures are interlaced: two fields, taken one after the other, make combs where things move"
 DEINTERLACED = "its interlaced pictures are deinterlaced (bwdif)"
 PROGRESSIVE = "its pictures are not marked as interlaced, and are left as they are"
+FEW_PACKETS = 8
+"""So few are decoded by one thread: several gain nothing there, and sometimes miss that a frame is damaged."""
 _MAX_RATE = 1000
 """Frames per second that a codec's header may state; MPEG-4 often states the ticks of its clock instead."""
 
@@ -105,7 +107,7 @@ def scan(path: Path, *, given_fps: Fraction | None = None) -> Scan:
         packets = _read_packets(container, stream)
     # Some formats cannot be rewound, so frames are decoded from a fresh start.
     with open_container(path) as container:
-        stream = video_stream(path, container)
+        stream = video_stream(path, container, single_thread=packets.num_shown <= FEW_PACKETS)
         frame, shown = _look(path, container, stream, packets)
         index = _index(packets, shown)
         fps, is_assumed = _rate(container.format.name, stream, index)
@@ -275,7 +277,9 @@ def _index(packets: _Packets, shown: _Shown) -> PacketIndex:
         # AVI states decoding times only; in order, they are those of showing.
         decoding = sorted({stamp.dts for stamp in packets.stamps if stamp.dts is not None})
         is_known = packets.container == "avi" and len(decoding) == len(packets.stamps)
-        ticks, stated = (decoding if is_known else times.ticks), None
+        keys = (k for k, stamp in enumerate(packets.stamps) if stamp.is_key)
+        first_key = 0 if packets.starts_at_key else next(keys, 0)
+        ticks, stated = (decoding if is_known else times.ticks)[first_key:], None
         notes.append("the file states when frames are decoded, not when they are shown; they are shown in their order")
     elif shown.stated[0] is not None:
         ticks, stated = _from_first(ticks, stated, shown.stated[0])
