@@ -49,6 +49,8 @@ def exif_orientation(path: Path) -> Orientation | None:
 def needs_pillow(path: Path) -> bool:
     """Whether a file is a picture of colours that are read through Pillow."""
     try:
+        if not path.is_file():  # a pipe would wait for a writer
+            return False
         with path.open("rb") as stream:
             if not stream.read(4).startswith(_MAGIC):
                 return False

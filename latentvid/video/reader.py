@@ -122,6 +122,9 @@ class PyAVReader:
         """Whether the frames that are read are not the stored pictures."""
         self._is_single_threaded = allow_truncated or len(self.scan.index.pts) <= FEW_PACKETS
         self._meta = self.scan.meta
+        if fps is not None and self._meta.fps != fps:
+            note = f"it states its rate, {float(self._meta.fps):g} frames per second, which is kept"
+            self._meta = replace(self._meta, notes=(*self._meta.notes, note))
         if self.is_deinterlaced:
             notes = tuple(DEINTERLACED if note == INTERLACED else note for note in self._meta.notes)
             self._meta = replace(self._meta, notes=notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -274,12 +275,7 @@ def _index(packets: _Packets, shown: _Shown) -> PacketIndex:
         ticks, stated = range(packets.num_shown), None
         notes.append("frames carry no times; they follow each other at a constant rate")
     elif by_number:
-        # AVI states decoding times only; in order, they are those of showing.
-        decoding = sorted({stamp.dts for stamp in packets.stamps if stamp.dts is not None})
-        is_known = packets.container == "avi" and len(decoding) == len(packets.stamps)
-        keys = (k for k, stamp in enumerate(packets.stamps) if stamp.is_key)
-        first_key = 0 if packets.starts_at_key else next(keys, 0)
-        ticks, stated = (decoding if is_known else times.ticks)[first_key:], None
+        ticks, stated = _in_order(packets), None
         notes.append("the file states when frames are decoded, not when they are shown; they are shown in their order")
     elif shown.stated[0] is not None:
         ticks, stated = _from_first(ticks, stated, shown.stated[0])
@@ -311,6 +307,20 @@ def _index(packets: _Packets, shown: _Shown) -> PacketIndex:
         note = f"{lost} of its packets give no frame, as in clips that were cut out of longer ones"
         index = replace(index, notes=(*index.notes, note))
     return index
+
+
+def _in_order(packets: _Packets) -> list[int]:
+    """Return the times of showing of a file that states those of decoding."""
+    decoding = sorted({stamp.dts for stamp in packets.stamps if stamp.dts is not None})
+    # AVI states no others; what the library makes of them ends unevenly.
+    is_known = packets.container == "avi" and len(decoding) == len(packets.stamps)
+    keys = (k for k, stamp in enumerate(packets.stamps) if stamp.is_key)
+    ticks = list(decoding if is_known else packets.times.ticks)[0 if packets.starts_at_key else next(keys, 0) :]
+    if len(ticks) > 2:  # an encoder's delay may lie between its first packet and the second
+        usual = statistics.median_low(b - a for a, b in itertools.pairwise(ticks))
+        if ticks[1] - ticks[0] > 1.5 * usual:
+            ticks[0] = ticks[1] - usual
+    return ticks
 
 
 def _from_first(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -215,6 +216,19 @@ def test_what_is_not_interlaced_stays_as_it_is(tmp_path: Path) -> None:
     for mine, theirs in zip(reader.frames(), open_video(clip).frames(), strict=True):
         assert torch.equal(mine.pixels, theirs.pixels)
     assert any("not marked as interlaced" in note for note in reader.meta.notes)
+
+
+def test_a_rate_that_is_stated_is_kept(tmp_path: Path) -> None:
+    meta = open_video(write(tmp_path / "a.mp4", numbered(3), 25), fps=12).meta
+    assert meta.fps == 25
+    assert any("25 frames per second, which is kept" in note for note in meta.notes)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match="not a regular file"):
+        open_video(tmp_path / "a.jpg")
 
 
 def test_decord_is_not_asked_to_deinterlace(interlaced: Path) -> None:
