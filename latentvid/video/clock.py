@@ -90,7 +90,7 @@ def _pieces(stamps: Sequence[Stamp], tick: Fraction, *, has_own_order: bool, may
             back = latest - pts
             is_restart = is_key and back > (2 * usual if is_intra else 0)
             if has_own_order and dts is not None and decoded is not None:
-                is_restart |= dts < decoded and back > 0 and not is_intra
+                is_restart |= dts < decoded and back >= 0 and not is_intra
                 is_restart |= may_jump and dts - decoded > longest
             if is_restart:
                 pieces.append([])

@@ -57,9 +57,7 @@ def _expand(path: Path, suffixes: frozenset[str], *, numbered: bool) -> list[tup
     is_one = numbered_pictures(path) is not None
     if path.is_dir() and is_one and (numbered or not suffixes & STILL_SUFFIXES):
         if not numbered:
-            raise UsageError(
-                f"{path}: its numbered pictures are a clip at a rate that they do not state; give it (--fps 25)."
-            )
+            raise _without_rate(path)
         return [(path, path.resolve().name)]
     if path.is_dir():
         base = path
@@ -71,11 +69,23 @@ def _expand(path: Path, suffixes: frozenset[str], *, numbered: bool) -> list[tup
         files = [Path(name) for name in glob.glob(str(path), recursive=True)]
     else:
         raise InputError(f"{path}: no such file or folder.")
-    folders = {file for file in files if numbered and file.is_dir() and numbered_pictures(file) is not None}
+    folders = _numbered(files) if numbered else set()
     known = [f for f in files if f.suffix.lower() in suffixes and f.is_file() and f.parent not in folders]
     if not known and not folders:
+        if not numbered and (found := _numbered(files)):
+            raise _without_rate(min(found))
         raise InputError(f"{path}: holds no videos (looked for {', '.join(sorted(suffixes)[:6])} and so on).")
     return [(file, file.relative_to(base).as_posix()) for file in sorted([*known, *folders])]
+
+
+def _numbered(files: Iterable[Path]) -> set[Path]:
+    return {file for file in files if file.is_dir() and numbered_pictures(file) is not None}
+
+
+def _without_rate(folder: Path) -> UsageError:
+    return UsageError(
+        f"{folder}: its numbered pictures are a clip at a rate that they do not state; give it (--fps 25)."
+    )
 
 
 def _fixed_part(pattern: Path) -> Path:

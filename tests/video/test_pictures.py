@@ -165,8 +165,9 @@ def test_finding_numbered_pictures(tmp_path: Path) -> None:
     assert names(one, stills=True) == ["1.png", "2.png"]
     assert names(one / "%d.png") == ["%d.png"]
     assert find_videos([tmp_path / "in" / "o*"], numbered=True) == [one]
-    with pytest.raises(UsageError, match="--fps"):
-        find_videos([one])
+    for without_videos in (one, tmp_path / "in" / "deep"):
+        with pytest.raises(UsageError, match="--fps"):
+            find_videos([without_videos])
 
 
 @pytest.fixture(scope="module")
