@@ -11,6 +11,7 @@ import typer
 from latentvid.core.errors import UsageError
 from latentvid.core.files import check_output
 from latentvid.core.memory import parse_bytes
+from latentvid.video.rate import parse_rate
 
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="K", help="The noise is a function of this number.")]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option("--device", help="Where to compute.")]
@@ -71,6 +72,19 @@ _FILES = frozenset({
     ".pt", ".pth", ".ckpt", ".bin", ".npy", ".npz", ".latent", ".safetensors", ".json", ".jsonl", ".csv", ".txt",
     ".yaml", ".yml", ".tar", ".zip", ".gz", ".wav", ".mp3", ".m4a", ".aac", ".flac", ".ogg", ".opus",
 })  # fmt: skip
+Fps = Annotated[
+    Fraction | None,
+    typer.Option(
+        "--fps",
+        metavar="R",
+        parser=parse_rate,
+        help="Frames per second of numbered pictures (a folder of nothing else, or frame_%04d.png) and of streams that "
+        "state none.",
+    ),
+]
+Deinterlace = Annotated[
+    bool, typer.Option("--deinterlace", help="Take apart the two fields of interlaced pictures (bwdif).")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last saved state.")]
 
 

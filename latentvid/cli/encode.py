@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from fractions import Fraction
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -54,6 +55,8 @@ def run(
     allow_truncated: Annotated[
         bool, typer.Option("--allow-truncated", help="Use what can be read of clips that break off.")
     ] = False,
+    fps: common.Fps = None,
+    deinterlace: common.Deinterlace = False,
     stills: Annotated[bool, typer.Option("--stills/--no-stills", help="Take the pictures of folders too.")] = True,
     shard: Annotated[
         str | None,
@@ -113,7 +116,7 @@ def run(
     if ray_workers is not None and ray is None:
         raise UsageError("--ray-workers needs --ray: auto, local, or a cluster's address.")
     _check_names(output, pack)
-    named, missing = _find(clips, stills)
+    named, missing = _find(clips, stills=stills, numbered=fps is not None)
     if missing and output.suffix == ".safetensors":
         raise UsageError(f"{output} is one file for {len(clips)} clips; name a folder.")
     jobs = plan_jobs(named, output, share)
@@ -124,7 +127,8 @@ def run(
 
     name = vae or only_checkpoint("--vae")
     out = Output(as_json=json, quiet=quiet)
-    settings = EncodeSettings("fp16" if half else "fp32", max_frames, allow_truncated)
+    settings = EncodeSettings("fp16" if half else "fp32", max_frames, allow_truncated, fps, deinterlace)
+    _tell_numbered(clips, fps, out)
     if ray is None or dry_run:
         autoencoder = load_autoencoder(name, runtime=resolve_runtime(device, dtype), max_memory=max_memory)
     if dry_run:
@@ -157,7 +161,7 @@ def _check_names(output: Path, pack: Path | None) -> None:
         common.check_folder_name(pack, "--pack", "name the folder that the shards go into")
 
 
-def _find(clips: list[str], stills: bool) -> tuple[list[tuple[Path, str]], list[dict[str, Any]]]:
+def _find(clips: list[str], *, stills: bool, numbered: bool) -> tuple[list[tuple[Path, str]], list[dict[str, Any]]]:
     """Return the clips that are there, each with its name, and the records of those that are not.
 
     Raises:
@@ -166,19 +170,28 @@ def _find(clips: list[str], stills: bool) -> tuple[list[tuple[Path, str]], list[
     from latentvid.video.footage import find_named
 
     try:
-        return find_named(clips, stills=stills), []
+        return find_named(clips, stills=stills, numbered=numbered), []
     except InputError:
         there, missing = [], []
         for clip in dict.fromkeys(clips):
             try:
-                find_named([clip], stills=stills)
+                find_named([clip], stills=stills, numbered=numbered)
                 there.append(clip)
             except InputError as error:
                 failed = {"status": "failed", "source": clip, "error": str(error), "exit_code": error.exit_code}
                 missing.append(failed)
         if not there:
             raise
-    return find_named(there, stills=stills), missing
+    return find_named(there, stills=stills, numbered=numbered), missing
+
+
+def _tell_numbered(clips: list[str], fps: Fraction | None, out: Output) -> None:
+    """Say what else a folder of numbered pictures could be."""
+    from latentvid.video.numbered import numbered_pictures
+
+    for clip in map(Path, clips):
+        if fps is None and clip.is_dir() and numbered_pictures(clip) is not None:
+            out.warn(f"{clip}: its numbered pictures are taken one by one; --fps makes them one clip")
 
 
 def _pack(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from latentvid.autoencoders.latent_file import LatentWriter
 from latentvid.core.errors import CheckpointError, InputError, UsageError
-from latentvid.core.files import atomic_path, locked, sha256_of
+from latentvid.core.files import atomic_path, locked
 from latentvid.extension.rules import ReuseRule, Tail
 from latentvid.film.anchors import prepare_anchors
 from latentvid.film.clip_shots import TICK, ClipShots, clip_shots, own_encoding
@@ -40,8 +40,9 @@ from latentvid.sampling.staged import guided_steps, overlap_frames
 from latentvid.temporal.context import StreamState
 from latentvid.video.append import NotAppendable, append_segments, begins_with, joint_of
 from latentvid.video.meta import VideoMeta
+from latentvid.video.numbered import clip_exists, clip_sha256
 from latentvid.video.pixels import resize, to_float
-from latentvid.video.reader import open_video
+from latentvid.video.reader import AS_STATED, PyAVReader, Reading
 from latentvid.video.remux import concat_segments
 from latentvid.video.writer import VideoWriter
 
@@ -64,6 +65,7 @@ def extend_clip(
     source_frames: SourceFrames = "auto",
     retime: Retime = "blend",
     hand_over_s: float = HAND_OVER_S,
+    reading: Reading = AS_STATED,
     on_progress: OnProgress | None = None,
     **options: Unpack[FilmOptions],
 ) -> FilmReport:
@@ -82,6 +84,7 @@ def extend_clip(
             "repeat" (the nearest one), or "none": the model takes the clip's frames, and gives its own, one for one.
         hand_over_s: seconds in which the look of the clip's last frame, its fine detail above all, goes over into that
             of the model's frames; 0 is at once.
+        reading: how the clip is opened: a rate for numbered pictures, whether to deinterlace.
 
     Other arguments are those of `generate_film`; frame numbers in `prompts` count the new frames.
 
@@ -95,9 +98,9 @@ def extend_clip(
         raise UsageError(f"{out}: an extended clip is written as {', '.join(SEGMENT_SUFFIXES)}.")
     if out.resolve() == clip.resolve():
         raise UsageError(f"{out} is the clip itself; name another file.")
-    with open_video(clip) as reader:
+    with reading.open(clip) as reader:
         meta = reader.meta
-    facts = _clip_settings(pipeline, clip, meta, num_frames, source_frames, retime, hand_over_s)
+    facts = _clip_settings(pipeline, clip, meta, num_frames, source_frames, retime, hand_over_s, reading)
     own = RunFolder.open(facts.own.run) if facts.own else None
     size = (own.settings.height, own.settings.width) if own else model_size(pipeline, meta.height, meta.width)
     settings = film_settings(
@@ -139,7 +142,7 @@ def prepare_clip(run: RunFolder, pipeline: LatentVideoPipeline) -> None:
     """
     settings = run.settings
     clip = clip_of(settings)
-    if not Path(clip.path).is_file() or sha256_of(clip.path) != clip.sha256:
+    if not clip_exists(Path(clip.path)) or clip_sha256(Path(clip.path)) != clip.sha256:
         raise InputError(f"{clip.path}: the clip that {run.path} continues is gone or was changed.")
     if clip.how is None:
         _decide(run)
@@ -182,7 +185,7 @@ def _last_picture(clip: ClipSettings) -> Tensor:
     """Return the clip's last frame at its own size, [3 h w] in [-1, 1]."""
     last = None
     for start in (max(0, clip.num_frames - 1), 0):  # it may hold fewer frames than it claims
-        with open_video(clip.path) as reader:
+        with clip.reading.open(clip.path) as reader:
             for frame in reader.frames(start):
                 last = frame.pixels
         if last is not None:
@@ -249,7 +252,8 @@ def context_frames(settings: FilmSettings, count: int) -> Tensor:
 def _last_frames(settings: FilmSettings, count: int, start: int) -> deque[Tensor]:
     """Read from frame `start` on, and return the last `count` frames at the model's size, uint8 [3 h w]."""
     last: deque[Tensor] = deque(maxlen=count)
-    with open_video(clip_of(settings).path) as reader:
+    clip = clip_of(settings)
+    with clip.reading.open(clip.path) as reader:
         for frame in reader.frames(start):
             last.append(resize(frame.pixels[None], settings.height, settings.width)[0])
     return last
@@ -278,15 +282,19 @@ def finish_extension(run: RunFolder) -> tuple[dict[str, float], list[str]]:
     else:
         source = run.path / f"source{run.segment_suffix}"
         _reencode(run.settings, source)
-        concat_segments([source, *segments], joined, audio_from=clip.path)
+        concat_segments([source, *segments], joined, audio_from=_sound_of(clip))
         os.unlink(source)
-    if clip.how != "reencode" and not begins_with(joined, clip.path):
+    if clip.how != "reencode" and not begins_with(joined, clip.path, clip.reading):
         raise CheckpointError(f"{run.film}: the clip's own frames did not survive the joining; nothing was written.")
     publish(run, joined)
     drift = write_drift(run)
     write_sheet(run)
     join = join_of(run.film, clip.num_frames)
     return {**drift, **join.to_dict()}, [*notes_of(run.settings), join.in_words()]
+
+
+def _sound_of(clip: ClipSettings) -> str | None:
+    return clip.path if Path(clip.path).is_file() else None
 
 
 def notes_of(settings: FilmSettings) -> list[str]:
@@ -338,6 +346,10 @@ def _decide(run: RunFolder) -> None:
 
 def _try_copy(run: RunFolder) -> None:
     clip = clip_of(run.settings)
+    if not Path(clip.path).is_file():
+        raise NotAppendable("it is a row of pictures")
+    if PyAVReader(Path(clip.path), deinterlace=clip.deinterlace).is_deinterlaced:
+        raise NotAppendable("its pictures are deinterlaced")
     joint = joint_of(clip.path, run.film)
     shots = ClipShots(run.settings, 0, joint)
     segment, joined = run.path / "trial.mp4", run.path / f"trial-film{run.film.suffix}"
@@ -358,7 +370,7 @@ def _try_copy(run: RunFolder) -> None:
 def _reencode(settings: FilmSettings, target: Path) -> None:
     clip = clip_of(settings)
     with (
-        open_video(clip.path) as reader,
+        clip.reading.open(clip.path) as reader,
         VideoWriter(
             target,
             fps=Fraction(clip.fps),
@@ -383,12 +395,13 @@ def _clip_settings(
     source_frames: SourceFrames,
     retime: Retime,
     hand_over_s: float,
+    reading: Reading,
 ) -> ClipSettings:
     if num_frames < 1:
         raise UsageError(f"num_frames={num_frames} must be at least 1.")
     if hand_over_s < 0:
         raise UsageError(f"hand_over_s={hand_over_s:g} must not be negative.")
-    digest = sha256_of(clip)
+    digest = clip_sha256(clip)
     run = run_of_film(clip, digest, pipeline)
     shown, made, hand_over = 0, 0, round(hand_over_s * meta.fps)
     if run is not None:
@@ -412,6 +425,8 @@ def _clip_settings(
         made_before=made,
         hand_over_frames=hand_over,
         source_frames=source_frames,
+        given_fps=None if reading.fps is None else str(reading.fps),
+        deinterlace=reading.deinterlace,
     )
 
 

@@ -242,6 +242,7 @@ def check_folder(
         "config": config.model_dump(mode="json"),
         "train": [str(clip.path.resolve()) for clip in footage.train],
         "held_out": [str(clip.path.resolve()) for clip in footage.held_out],
+        "deinterlace": any(clip.reading.deinterlace for clip in footage.train),
     }
     if not path.is_file():
         if folder.is_dir() and any(folder.iterdir()):
@@ -251,6 +252,8 @@ def check_folder(
     if not resume:
         raise UsageError(f"{folder} exists and holds a run; pass --resume to go on with it, or name another folder.")
     before = read_json(path)
+    if isinstance(before, dict):
+        before.setdefault("deinterlace", False)
     if not isinstance(before, dict) or before.keys() != settings.keys():
         raise CheckpointError(f"{path} is damaged; start in another folder.")
     # Settings that a run does not know came after it, and their defaults are what it did.
@@ -280,7 +283,7 @@ def _check_same(
     stages = before["config"].get("stages") if isinstance(before["config"], dict) else None
     if isinstance(stages, list) and now["config"]["stages"][: len(stages)] == stages:
         free.append("stages")
-    old, new = ({"vae": each["vae"], **each["config"]} for each in (before, now))
+    old, new = ({key: each[key] for key in ("vae", "deinterlace")} | each["config"] for each in (before, now))
     for note in check_settings(folder, old, new, taken, free=tuple(free)):
         on_note(f"{folder}: {note}")
     compare_files(folder, "to train on", before["train"], now["train"])
@@ -366,7 +369,7 @@ def _finished(
     for autoencoder in (base, exported):
         nn.Module.to(autoencoder, runtime.device)
     exported.name = base.name
-    guard = guard_images(exported, base, [clip.path for clip in footage.held_out])
+    guard = guard_images(exported, base, [clip.path for clip in footage.held_out], reading=footage.held_out[0].reading)
     if is_main_process():
         exported.save_with_delta(folder)
     return Finetuned(exported, base, guard, done)

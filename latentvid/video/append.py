@@ -22,7 +22,7 @@ from av.stream import Stream
 
 from latentvid.core.files import atomic_path, resource_errors
 from latentvid.video.container import open_container, reason, video_stream
-from latentvid.video.reader import PyAVReader
+from latentvid.video.reader import AS_STATED, PyAVReader, Reading
 
 TOLERANCE_S = Fraction(2, 1000)
 """The clock of some containers ticks in milliseconds."""
@@ -107,11 +107,11 @@ def append_segments(
             raise NotAppendable(f"the file cannot hold it ({reason(error)})") from error
 
 
-def begins_with(out: str | Path, clip: str | Path) -> bool:
+def begins_with(out: str | Path, clip: str | Path, reading: Reading = AS_STATED) -> bool:
     """Whether `out` shows every frame of `clip` first, bit for bit and at its time."""
     theirs = PyAVReader(Path(out)).frames()
     start: Fraction | None = None
-    for mine in PyAVReader(Path(clip)).frames():
+    for mine in reading.open(clip).frames():
         other = next(theirs, None)
         if other is None or not torch.equal(mine.pixels, other.pixels):
             return False

@@ -155,3 +155,35 @@ def test_tiles_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
 
     monkeypatch.setattr(load, "load_autoencoder", tight)
     assert "tiles" in call(capsys, *words, "-o", tmp_path / "tiled.mp4")[1]
+
+
+def test_numbered_pictures_at_a_rate(footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shot = tmp_path / "in" / "shot"
+    shot.mkdir(parents=True)
+    for number, picture in enumerate(numbered(6, 32, 48)):
+        Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(shot / f"f{number:03}.png")
+    vae = ("--vae", footage / "vae", "--device", "cpu")
+    target = tmp_path / "a.safetensors"
+    for clip in (shot, shot / "f%03d.png"):
+        out, _ = call(capsys, "encode", clip, "-o", target, *vae, "--fps", "24000/1001", "--json", "--overwrite")
+        assert json.loads(out)["clips"][0]["num_frames"] == 6
+    _, err = call(capsys, "decode", target, "-o", tmp_path / "a.mp4", *vae, "--audio", "source")
+    assert "holds no sound" in err
+    meta = open_video(tmp_path / "a.mp4").meta
+    assert (meta.fps, meta.num_frames) == (Fraction(24000, 1001), 6)
+    out, _ = call(capsys, "encode", tmp_path / "in", "-o", tmp_path / "all", *vae, "--fps", 12, "--json")
+    assert (tmp_path / "all" / "shot.safetensors").is_file()
+    again, _ = call(capsys, "encode", tmp_path / "in", "-o", tmp_path / "all", *vae, "--fps", 12, "--json")
+    assert json.loads(again)["counts"] == {"skipped": 1}
+    _, err = call(capsys, "encode", tmp_path / "in", "-o", tmp_path / "all", *vae, "--fps", 13, code=2)
+    assert "12 frames per second" in err
+    out, err = call(capsys, "encode", shot, "-o", tmp_path / "stills", *vae, "--json")
+    assert json.loads(out)["counts"] == {"encoded": 6}
+    assert "--fps makes them one clip" in err
+    out, _ = call(capsys, "inspect", shot, "--fps", 12, "--json")
+    assert (json.loads(out)["num_frames"], json.loads(out)["fps"]) == (6, "12/1")
+    out, _ = call(capsys, "drift", shot, "--fps", 12, "--json")
+    for words in (("inspect", shot), ("drift", shot), ("evaluate", "reconstruction", shot, *vae)):
+        _, err = call(capsys, *words, code=2)
+        assert "--fps" in err
+        assert len(err.strip().splitlines()) == 1
