@@ -127,7 +127,13 @@ class LatentVideoPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, runtime: Runtime | None = None, max_memory: int | None = None, **unknown: Any
+        cls,
+        path: str | Path,
+        *,
+        runtime: Runtime | None = None,
+        max_memory: int | None = None,
+        variant: str | None = None,
+        **unknown: Any,
     ) -> LatentVideoPipeline:
         """Load a pipeline folder, or a checkpoint by name; nothing is downloaded and no code of the folder runs.
 
@@ -137,6 +143,8 @@ class LatentVideoPipeline(DiffusionPipeline):
         Args:
             runtime: device, dtype and attention; the CPU in float32 by default.
             max_memory: bytes for decoding's working set.
+            variant: of the weights ("fp16"), for components that have it; by default the weights without a variant, or
+                the only variant that there is.
 
         Raises:
             CheckpointError: something is missing, damaged, or of a class that is not known.
@@ -147,7 +155,7 @@ class LatentVideoPipeline(DiffusionPipeline):
             raise UsageError(f"from_pretrained takes runtime=resolve_runtime(device, dtype) and not {names}.")
         from latentvid.pipeline_folder import load_components
 
-        components, settings = load_components(Path(path), runtime=runtime, max_memory=max_memory)
+        components, settings = load_components(Path(path), runtime=runtime, max_memory=max_memory, variant=variant)
         pipeline = cls(**components, **settings)
         if runtime is not None:
             pipeline.unet.to(runtime.device, runtime.dtype)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, cast
+from urllib.parse import unquote_to_bytes
 
 from torch import Tensor
 
@@ -150,15 +151,25 @@ def recorded_source(latents: LatentFile) -> Path:
     meta = latents.meta
     if not meta.source_name:
         raise InputError(f"{latents.path} was made of no clip whose sound could be copied; name a file with sound.")
-    places = [latents.path.parent / (meta.source_path or meta.source_name), latents.path.parent / meta.source_name]
-    found = next((place for place in places if place.is_file()), None)
+    names = [meta.source_path or meta.source_name, meta.source_name]
+    # Bytes that are no UTF-8 were written as %XX.
+    names += [os.fsdecode(unquote_to_bytes(name)) for name in names if "%" in name]
+    places = [latents.path.parent / name for name in names]
+    found = next((place for place in places if _is_file(place)), None)
     if found is None:
         raise InputError(
             f"{places[0]}, the clip that {latents.path.name} was made of, is gone; name a file with sound."
         )
-    if sha256_of(found) != meta.source_sha256:
+    if meta.source_bytes not in (0, found.stat().st_size) or sha256_of(found) != meta.source_sha256:
         raise InputError(f"{found} has changed since {latents.path.name} was made of it; name a file with sound.")
     return found
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _sound(path: Path, latents: LatentFile, times: list[Fraction] | None) -> Sound:

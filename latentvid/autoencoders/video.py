@@ -124,6 +124,7 @@ class VideoAutoencoder(BaseAutoencoder):
         """Turn chunks [t 3 h w] into means and log variances [c t h w]; how many come out when is the network's."""
         for moments in self._encode_passes(self._pixels(chunk) for chunk in frames):
             found = DiagonalGaussianDistribution(moments.float())
+            self.check_values(found.mean, "encoder")
             shift, scale = self._factors(moments.device)
             yield ((found.mean - shift) * scale)[0].cpu(), (found.logvar + 2 * scale.abs().log())[0].cpu()
 
@@ -135,7 +136,9 @@ class VideoAutoencoder(BaseAutoencoder):
             frames = video[0].transpose(0, 1)[: self.num_frames(count.seen) - done]
             done += len(frames)
             if len(frames):
-                frames = frames.float().clamp(-1, 1)
+                frames = frames.float()
+                self.check_values(frames, "decoder")
+                frames = frames.clamp(-1, 1)
                 yield frames if size is None else frames[..., : size[0], : size[1]]
 
     def frames_per_encode(self, height: int, width: int) -> int:
@@ -229,6 +232,7 @@ class VideoAutoencoder(BaseAutoencoder):
         return padded.transpose(0, 1)[None].to(self.device, self.dtype)
 
     def _raw(self, chunk: Tensor) -> Tensor:
+        self.check_latents(chunk)
         shift, scale = self._factors(self.device)
         return (chunk[None].to(self.device).float() / scale + shift).to(self.dtype)
 

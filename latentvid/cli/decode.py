@@ -10,6 +10,7 @@ import typer
 from latentvid.cli import common
 from latentvid.cli.output import Output
 from latentvid.core.files import check_output
+from latentvid.core.text import shown
 
 
 def run(
@@ -66,4 +67,4 @@ def run(
         out.warn(f"to stay within --max-memory, frames were decoded in {done['tiles']} tiles; seams may show faintly")
     if audio_from and not done["has_audio"]:
         out.warn(f"{audio_from} holds no sound; {output} has none either")
-    out.result(done, f"{output}: {done['num_frames']} frames, {done['duration_s']:.2f} s")
+    out.result(done, f"{shown(output)}: {done['num_frames']} frames, {done['duration_s']:.2f} s")

@@ -7,17 +7,19 @@ such clips).
 from __future__ import annotations
 
 import csv
-import json
+import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from latentvid.core.errors import InputError, UsageError, did_you_mean
+from latentvid.core.reading import parse_json, read_start, read_text
 
 FILE, CAPTION, FOLDER = "file_name", "caption", "folder"
 """Columns of a table (also keys of a `.json` file), and the label that every clip has: the name of its folder."""
 
 _MAX_BYTES = 1 << 16
+_LARGEST_TABLE = 1 << 28
 _LABEL = re.compile(r"\{(\w+)\}")
 
 Record = dict[str, list[str]]
@@ -83,8 +85,8 @@ def _beside(path: Path) -> list[Record]:
     if not data:
         return []
     try:
-        said = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        said = parse_json(data)
+    except ValueError as error:
         raise InputError(f"{place}: not JSON ({error}); mend it or take it away.") from error
     if not isinstance(said, dict):
         raise InputError(f'{place}: captions are a mapping, such as {{"caption": "..."}}.')
@@ -93,16 +95,15 @@ def _beside(path: Path) -> list[Record]:
 
 def _start_of(path: Path) -> bytes:
     try:
-        with path.open("rb") as stream:
-            return stream.read(_MAX_BYTES)
-    except OSError:
+        return read_start(path, _MAX_BYTES)
+    except InputError:
         return b""
 
 
 def _read_table(path: Path) -> dict[Path, list[Record]]:
     rows: dict[Path, list[Record]] = {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
+        with io.StringIO(read_text(path, max_bytes=_LARGEST_TABLE), newline="") as stream:
             reader = csv.DictReader(stream)
             columns = reader.fieldnames or ["none"]
             if FILE not in columns:

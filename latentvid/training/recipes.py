@@ -333,7 +333,12 @@ class _Preparation:
             parts = [self.latents(name, part.source, num_frames) for part in source.parts]
             return Mixture(parts, [part.weight for part in source.parts])
         if isinstance(source, LatentShardsConfig):
-            return open_packed(source.paths, self.vae.latent_space(), num_frames=num_frames)
+            return open_packed(
+                source.paths,
+                self.vae.latent_space(),
+                num_frames=num_frames,
+                num_channels=self.vae.latent_channels,
+            )
         return self.encoded(name, source)
 
     def encoded(self, name: str, source: SourceConfig, *, keep_pixels: bool = False) -> LatentCache:
