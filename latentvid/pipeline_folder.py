@@ -25,6 +25,7 @@ from latentvid.core.checkpoints import read_settings
 from latentvid.core.config import StrictModel, validate
 from latentvid.core.errors import CheckpointError, InputError, LatentVidError, UsageError, did_you_mean
 from latentvid.core.headers import inside
+from latentvid.core.levels import NoiseSchedule
 from latentvid.core.places import find_checkpoint
 from latentvid.core.reading import read_json, read_text
 from latentvid.core.registry import Registry
@@ -88,7 +89,7 @@ def load_components(
         "scheduler": _component(folder, index, "scheduler", SCHEDULERS.kinds(), _scheduler),
         "noise_prior": _noise_prior(folder, index),
     }
-    _check_text(folder, components)
+    _check_fit(folder, components)
     return components, settings
 
 
@@ -105,8 +106,8 @@ def _weights(folder: Path, name: str, variant: str | None) -> Weights:
         return find_weights(place)
 
 
-def _check_text(folder: Path, components: dict[str, Any]) -> None:
-    """Refuse a tokenizer, a text encoder and a U-Net that do not fit each other; bound prompts to what is encoded.
+def _check_fit(folder: Path, components: dict[str, Any]) -> None:
+    """Refuse components that do not fit each other; bound prompts to what the text encoder takes.
 
     Raises:
         CheckpointError: as above.
@@ -121,6 +122,9 @@ def _check_text(folder: Path, components: dict[str, Any]) -> None:
             f"{folder}: its text encoder gives {text.hidden_size} numbers per token, and its U-Net takes "
             f"{components['unet'].config.cross_attention_dim}."
         )
+    channels, others = components["vae"].latent_channels, components["unet"].config.in_channels
+    if channels != others:
+        raise CheckpointError(f"{folder}: its vae has {channels} channels, and its U-Net takes {others}.")
     tokenizer.model_max_length = min(tokenizer.model_max_length, text.max_position_embeddings)
 
 
@@ -198,11 +202,32 @@ def _unet(name: str, place: Path, weights: Weights) -> TemporalUNet:
     known = network._get_init_keys(network)
     tensors = read_weights(weights)
     with torch.device("meta"), building(len(tensors)):
-        unet = network(**{k: v for k, v in config.items() if k in known and not k.startswith("_")})
+        unet = network(**{k: v for k, v in config.items() if k in known and not k.startswith("_")}).eval()
+    _check_runs(unet)
     _check_whole({k: tuple(v.shape) for k, v in unet.state_dict().items()}, tensors, place)
     unet.load_state_dict({k: v.float() for k, v in tensors.items() if k in unet.state_dict()}, assign=True)
-    unet.eval()
     return unet if isinstance(unet, TemporalUNet) else TemporalUNet.from_image(unet)
+
+
+@torch.no_grad()
+def _check_runs(unet: UNet2DConditionModel) -> None:
+    """Send a clip of one frame without values through a network without weights.
+
+    Raises:
+        CheckpointError: the config is of a network that takes and gives other things than we have.
+    """
+    size, channels = unet.config.sample_size, unet.config.in_channels
+    sides = size if isinstance(size, list | tuple) else (size, size)
+    if size is not None and not (len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)):
+        raise CheckpointError(f"its sample_size is {size!r}.")
+    side = 2 ** len(unet.config.block_out_channels)
+    with torch.device("meta"):
+        shape = (1, channels, 1, side, side) if isinstance(unet, TemporalUNet) else (1, channels, side, side)
+        level = torch.zeros(1, 1) if isinstance(unet, TemporalUNet) else torch.zeros(1)
+        out = unet(torch.zeros(shape), level, torch.zeros(1, 2, unet.config.cross_attention_dim))
+    made = out if isinstance(out, torch.Tensor) else out.sample
+    if tuple(made.shape) != shape:
+        raise CheckpointError(f"its U-Net turns {list(shape)} into {list(made.shape)}.")
 
 
 def _text_encoder(name: str, place: Path, weights: Weights) -> CLIPTextModel:
@@ -228,7 +253,9 @@ def _text_encoder(name: str, place: Path, weights: Weights) -> CLIPTextModel:
     )
     for key in sorted(found["missing_keys"]):
         raise CheckpointError(f"{place} lacks the weight {key}.")
-    return encoder.eval()
+    with torch.no_grad():
+        encoder.eval()(torch.zeros(1, 1, dtype=torch.int64))  # settings can be accepted and still not work
+    return encoder
 
 
 def _check_whole(wanted: dict[str, tuple[int, ...]], tensors: dict[str, torch.Tensor], place: Path) -> None:
@@ -289,7 +316,9 @@ def _scheduler(name: str, place: Path) -> Any:
     path = place / "scheduler_config.json"
     # The least that a logarithm of signal over noise may be is written as minus infinity.
     config = read_settings(path, largest=_MOST_STEPS, may_be_infinite=("lambda_min_clipped",))
-    return scheduler(**_known(scheduler, config))
+    made = scheduler(**_known(scheduler, config))
+    NoiseSchedule.from_config({**made.config, "_class_name": name}).levels(1)  # what sampling will ask of it
+    return made
 
 
 def _noise_prior(folder: Path, index: dict[str, Any]) -> Any:

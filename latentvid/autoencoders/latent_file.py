@@ -27,7 +27,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -47,7 +47,7 @@ from latentvid.core.text import utf8
 
 FORMAT, VERSION, UNSEALED = "latentvid-latents", 2, 1
 HEADER_BYTES = 1 << 16
-_SLOWEST, _FASTEST = Fraction(1, 10**6), Fraction(10**6)
+_SLOWEST, _FASTEST, _LARGEST_TERM = Fraction(1, 10**6), Fraction(10**6), (1 << 31) - 1
 _LONGEST_S = 10**9
 """A clip's frames lie within this, thirty years, of each other and of 0."""
 Precision = Literal["fp32", "fp16"]
@@ -130,8 +130,11 @@ class LatentMeta:
             raise ValueError("sizes, rates and factors must be positive")
         if not all(map(math.isfinite, (*scales, *shifts))) or min(meta.source_bytes, meta.max_frames) < 0:
             raise ValueError("factors and counts must be numbers")
-        if min(meta.fps, meta.sample_aspect_ratio) < _SLOWEST or max(rates) > _FASTEST:
+        terms = (*meta.time_base.as_integer_ratio(), *meta.sample_aspect_ratio.as_integer_ratio())
+        if min(meta.fps, meta.sample_aspect_ratio) < _SLOWEST or max(rates) > _FASTEST or max(terms) > _LARGEST_TERM:
             raise ValueError(f"no film has the rates {meta.fps} and {meta.time_base}")
+        if max(meta.fps.as_integer_ratio()) > _LARGEST_TERM:  # a mean over a clip's times; video files cannot hold it
+            meta = replace(meta, fps=meta.fps.limit_denominator(_LARGEST_TERM // (1 + int(meta.fps))))
         return meta
 
 

@@ -136,11 +136,23 @@ def build(config: Mapping[str, Any], folder: Path, *, num_weights: int) -> BaseA
             else:
                 built = ImageAutoencoder(build_image_network(config))
         _check_factors(built)
+        if isinstance(built, ImageAutoencoder):
+            _check_runs(built.eval())
     except LatentVidError as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
     except Exception as error:  # whatever constructors raise at settings that make no network
         raise CheckpointError(f"{folder / 'config.json'} describes no autoencoder ({error}).") from error
     return built
+
+
+@torch.no_grad()
+def _check_runs(autoencoder: ImageAutoencoder) -> None:
+    """Send a picture without values through a network without weights: settings can be accepted and still not work."""
+    side = 2 * autoencoder.spatial_factor
+    latents, _ = autoencoder.posterior(torch.zeros(1, 3, 1, side, side, device="meta"))
+    shape = autoencoder.decode_chunk(latents).shape
+    if tuple(shape) != (1, 3, 1, side, side):
+        raise CheckpointError(f"it turns pictures of {side}x{side} into {list(shape)}.")
 
 
 def _check_factors(autoencoder: BaseAutoencoder) -> None:

@@ -202,7 +202,7 @@ class LatentShards:
             _, shape, _ = _array_header(_read(member, 128), member.size)
         except ValueError as error:
             raise self._damaged(index, "latents", error) from error
-        counts = {"num_latents": shape[0], "channels": shape[1]}
+        counts: dict[str, Any] = {"num_latents": shape[0], "channels": shape[1]}
         factor = about.get("spatial_factor", 0)
         if type(factor) is int and factor > 0:
             for side, given in (("height", shape[2]), ("width", shape[3])):
