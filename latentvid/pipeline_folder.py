@@ -184,7 +184,8 @@ def _component(
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except BaseException as error:  # diffusers, transformers and their Rust libraries each have their own
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        is_panic = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if not is_panic or "can't allocate memory" in str(error):
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{place} cannot be loaded: {reason}") from error

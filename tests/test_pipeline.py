@@ -272,6 +272,18 @@ WEIGHTS = {
 }
 
 
+@pytest.mark.parametrize("how", [{"variant": "fp16"}, {"max_shard_size": "5KB"}, {"safe_serialization": False}])
+def test_what_is_saved_in_other_ways_loads(how: dict[str, Any], tmp_path: Path) -> None:
+    made = pipeline()
+    made.save_pretrained(tmp_path / "model", **how)
+    for variant in {None, how.get("variant")}:
+        loaded = LatentVideoPipeline.from_pretrained(tmp_path / "model", variant=variant)
+        assert torch.equal(frames(loaded), frames(made))
+        assert loaded.text_encoder.config._attn_implementation == "sdpa"
+    with pytest.raises(CheckpointError, match="variant 'ema'"):
+        LatentVideoPipeline.from_pretrained(tmp_path / "model", variant="ema")
+
+
 @pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize("how", ["cut", "lacking", "other shape", "pickled with more"])
 def test_damaged_weights_are_told(name: str, how: str, broken: Path) -> None:
