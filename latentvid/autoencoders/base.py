@@ -121,7 +121,7 @@ class BaseAutoencoder(nn.Module):
         """
         if not torch.isfinite(latents).all():
             raise CheckpointError(
-                "the latents that were to be decoded hold values that are no numbers: the denoiser or the text encoder "
+                "the latents that were to be decoded hold values that are no numbers: the denoiser (the U-Net) "
                 "overflows, or its weights are damaged; try --dtype fp32."
             )
 

@@ -87,7 +87,7 @@ def encode_file(
 
 def decode_file(
     autoencoder: BaseAutoencoder,
-    source: str | Path,
+    source: str | Path | LatentFile,
     target: str | Path,
     *,
     any_vae: bool = False,
@@ -99,6 +99,7 @@ def decode_file(
     """Decode a latent file into a video of the recorded size, frame times, pixel aspect and colour matrix.
 
     Args:
+        source: a latent file, or one that is open.
         any_vae: accept an autoencoder that the latents were not made for.
         audio_from: a file whose sound is copied along; its first picture is taken for the latents' first.
         writing: options of `VideoWriter` (codec, crf, preset).
@@ -111,7 +112,7 @@ def decode_file(
         InputError: the file with the sound cannot be read.
         UsageError: the target exists (without `overwrite`), or cannot hold such a video or sound.
     """
-    latents = LatentFile(source)
+    latents = source if isinstance(source, LatentFile) else LatentFile(source)
     latents.check_fits(autoencoder, any_vae=any_vae)
     latents.verify()
     meta = latents.meta
@@ -138,7 +139,13 @@ def decode_file(
                 on_frames(len(video))
     duration = float(latents.times_s[-1] - latents.times_s[0] + 1 / meta.fps)
     tiles = autoencoder.tiles_per_frame(meta.height, meta.width)
-    facts = {"tiles": tiles, "source": str(source), "output": str(target), "num_frames": done, "duration_s": duration}
+    facts = {
+        "tiles": tiles,
+        "source": str(latents.path),
+        "output": str(target),
+        "num_frames": done,
+        "duration_s": duration,
+    }
     return {**facts, "has_audio": bool(audio_from) and has_sound(cast(Path, audio_from))}
 
 

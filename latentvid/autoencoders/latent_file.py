@@ -297,6 +297,11 @@ class LatentWriter:
     def _bytes(self, values: Tensor) -> bytes:
         stored = values.detach().to("cpu", self._dtype).transpose(0, 1).contiguous()
         if not torch.isfinite(stored).all():
+            if not torch.isfinite(values).all():
+                raise CheckpointError(
+                    f"{self.path}: the latents are no numbers: the denoiser (the U-Net), or the encoder of frames, "
+                    "overflows or has damaged weights; try --dtype fp32."
+                )
             raise CheckpointError(f"{self.path}: the autoencoder gave latents that {self._dtype} cannot hold.")
         return stored.numpy().tobytes()
 
@@ -332,13 +337,13 @@ class LatentFile:
             raise CheckpointError(
                 f"{self.path} has the format version {version!r}; this program reads {UNSEALED} to {VERSION}."
             )
-        if version == str(VERSION) or SEAL in header.metadata:
-            check_seal(data, header, self.path)
         self.precision = header.tensors["latents"][0]
         self._starts, self._dims = header.starts, {name: shape for name, (_, shape) in header.tensors.items()}
         try:
             self.meta = LatentMeta.from_words(header.metadata)
             self._check(header.tensors)
+            if version == str(VERSION) or SEAL in header.metadata:
+                check_seal(data, header, self.path)
             self._ticks = self._read_ticks()
         except ValueError as error:
             raise CheckpointError(f"{self.path}: its header makes no sense ({error}).") from error

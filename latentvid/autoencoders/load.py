@@ -61,6 +61,7 @@ def load_autoencoder(
         tensors = read_weights(weights) if weights.is_pickled else None
         autoencoder = build(config, folder, num_weights=len(tensors or weights.tensors))
         _fill(autoencoder, weights, tensors)
+    _check_factors(autoencoder, folder)
     autoencoder.name = _name(folder)
     autoencoder.requires_grad_(False).eval()
     if runtime is not None:
@@ -135,7 +136,6 @@ def build(config: Mapping[str, Any], folder: Path, *, num_weights: int) -> BaseA
                 built = build_video_autoencoder(config)
             else:
                 built = ImageAutoencoder(build_image_network(config))
-        _check_factors(built)
         if isinstance(built, ImageAutoencoder):
             _check_runs(built.eval())
     except LatentVidError as error:
@@ -155,19 +155,19 @@ def _check_runs(autoencoder: ImageAutoencoder) -> None:
         raise CheckpointError(f"it turns pictures of {side}x{side} into {list(shape)}.")
 
 
-def _check_factors(autoencoder: BaseAutoencoder) -> None:
+def _check_factors(autoencoder: BaseAutoencoder, folder: Path) -> None:
     """Refuse scalings and shifts of latents that cannot be undone.
 
     Raises:
         CheckpointError: as above.
-        TypeError, ValueError: they are no numbers.
     """
-    scales, shifts = numbers(autoencoder.scaling_factor), numbers(autoencoder.shift_factor)
-    for factors in (scales, shifts):
-        if len(factors) not in (1, autoencoder.latent_channels) or not all(map(math.isfinite, factors)):
-            raise CheckpointError(f"the scaling and shift of its latents are {scales} and {shifts}.")
-    if not all(abs(scale) > 0 for scale in scales):
-        raise CheckpointError(f"its latents are scaled by {scales}.")
+    try:
+        scales, shifts = numbers(autoencoder.scaling_factor), numbers(autoencoder.shift_factor)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: the scaling or shift of its latents is no number ({error}).") from error
+    lengths = {len(scales), len(shifts)} <= {1, autoencoder.latent_channels}
+    if not lengths or not all(map(math.isfinite, (*scales, *shifts))) or not all(abs(scale) > 0 for scale in scales):
+        raise CheckpointError(f"{folder}: its latents cannot be scaled by {scales} and shifted by {shifts}.")
 
 
 def _fill(autoencoder: BaseAutoencoder, weights: Weights, tensors: dict[str, Tensor] | None) -> None:

@@ -56,7 +56,7 @@ def run(
     with out.progress("decoding", file.num_frames) as advance:
         done = decode_file(
             autoencoder,
-            latents,
+            file,
             output,
             any_vae=any_vae,
             audio_from=audio_from,

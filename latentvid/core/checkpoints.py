@@ -17,6 +17,7 @@ from latentvid.core.weights import PICKLES, find_weights
 
 LARGEST_CARD = 1 << 16
 """Bytes of a model card that are looked at."""
+LARGEST_CONFIG = 1 << 22
 LARGEST_NUMBER = 1 << 14
 """No width, count or size in a network's config is larger; one that is would take the machine down."""
 
@@ -143,7 +144,7 @@ def _check_numbers(value: Any, path: Path, largest: int) -> None:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        config = read_json(inside(path.parent, path))
+        config = read_json(inside(path.parent, path), max_bytes=LARGEST_CONFIG)
     except InputError as error:
         raise CheckpointError(str(error)) from error
     if not isinstance(config, dict):

@@ -113,6 +113,8 @@ def _read_table(path: Path) -> dict[Path, list[Record]]:
             for row in reader:
                 file = (path.parent / (row.pop(FILE) or "")).resolve()
                 rows.setdefault(file, []).append(_record(row))
+    except InputError as error:
+        raise InputError(f"{str(error).rstrip('.')}; it cannot be read as a CSV table.") from error
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as a CSV table ({error}).") from error
     return rows

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from latentvid.core.errors import CheckpointError
+
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
     """Return token ids, int64 [b l], padded or cut to the tokenizer's length."""
@@ -21,9 +23,19 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
 
 
 def embed(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str]) -> Tensor:
-    """Return the last hidden states of `prompts`, [b l d]."""
+    """Return the last hidden states of `prompts`, [b l d].
+
+    Raises:
+        CheckpointError: they are no numbers.
+    """
     with torch.no_grad():
-        return text_encoder(tokenize(tokenizer, prompts).to(text_encoder.device)).last_hidden_state
+        found = text_encoder(tokenize(tokenizer, prompts).to(text_encoder.device)).last_hidden_state
+    if not torch.isfinite(found).all():
+        raise CheckpointError(
+            "the text encoder gave values that are no numbers: it overflows, or its weights are damaged; try --dtype "
+            "fp32."
+        )
+    return found
 
 
 def cross_fade(before: Tensor, after: Tensor, num_frames: int) -> Tensor:

@@ -196,7 +196,7 @@ REFUSED = [
     ("a pointer for a config", put("text_encoder/config.json", POINTER)),
     ("weights cut short", lambda folder, _, __: os.truncate(folder / "unet" / SAFE, 500)),
     ("weights with a hole", lambda folder, _, __: os.truncate(folder / "vae" / SAFE, 1 << 40)),
-    ("weights of no numbers: vae", weights_changed("vae", not_numbers)),
+    *((f"no numbers: {name}", weights_changed(name, not_numbers)) for name in ("vae", "unet", "text_encoder")),
     ("one weight less", weights_changed("unet", lambda weights: dict(list(weights.items())[1:]))),
     ("one weight reshaped", weights_changed("vae", lambda w: {**w, min(w): torch.zeros(3)})),
     ("a large config", lambda folder, _, __: os.truncate(folder / "unet" / "config.json", 1 << 33)),
