@@ -207,6 +207,8 @@ def _unet(name: str, place: Path, weights: Weights) -> TemporalUNet:
     _check_runs(unet)
     _check_whole({k: tuple(v.shape) for k, v in unet.state_dict().items()}, tensors, place)
     unet.load_state_dict({k: v.float() for k, v in tensors.items() if k in unet.state_dict()}, assign=True)
+    if any(value.is_meta for value in (*unet.parameters(), *unet.buffers())):
+        raise CheckpointError(f"{place}: a U-Net of this kind has values that no file holds; it is not run here.")
     return unet if isinstance(unet, TemporalUNet) else TemporalUNet.from_image(unet)
 
 
