@@ -18,7 +18,7 @@ from latentvid.autoencoders.base import BaseAutoencoder, numbers
 from latentvid.autoencoders.budget import working_bytes
 from latentvid.autoencoders.image import IMAGE_NETWORKS, ImageAutoencoder, build_image_network, settings_of
 from latentvid.autoencoders.temporal import DELTA_CLASS, DELTA_WEIGHTS, TemporalAutoencoder
-from latentvid.autoencoders.video import VIDEO_NETWORKS, build_video_autoencoder
+from latentvid.autoencoders.video import VIDEO_NETWORKS, VideoAutoencoder, build_video_autoencoder
 from latentvid.core.checkpoints import read_settings
 from latentvid.core.errors import CheckpointError, LatentVidError
 from latentvid.core.headers import inside, read_header
@@ -129,13 +129,15 @@ def build(config: Mapping[str, Any], folder: Path, *, num_weights: int) -> BaseA
         CheckpointError: the config does not describe a network.
     """
     try:
-        with torch.device("meta"), building(num_weights):
+        with torch.device("meta"), building(2 * num_weights):
             if config["_class_name"] == TemporalAutoencoder.__name__:
                 built: BaseAutoencoder = TemporalAutoencoder(**settings_of(TemporalAutoencoder, config))
             elif config["_class_name"] in VIDEO_NETWORKS:
                 built = build_video_autoencoder(config)
             else:
                 built = ImageAutoencoder(build_image_network(config))
+            if isinstance(built, VideoAutoencoder):
+                built.check_runs()
         if isinstance(built, ImageAutoencoder):
             _check_runs(built.eval())
     except LatentVidError as error:

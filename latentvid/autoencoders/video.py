@@ -20,7 +20,7 @@ from latentvid.autoencoders.base import BaseAutoencoder, Factor, numbers
 from latentvid.autoencoders.budget import Cost
 from latentvid.autoencoders.image import settings_of
 from latentvid.autoencoders.tiling import Plan, plan_passes, stream_tiles
-from latentvid.autoencoders.video_costs import blank_frames, blank_latents, pass_cost, tile_cost
+from latentvid.autoencoders.video_costs import blank_frames, blank_latents, pass_cost, tile_cost, without_values
 from latentvid.core.errors import CheckpointError
 from latentvid.core.registry import Registry
 from latentvid.video.pixels import pad_to_multiple
@@ -166,6 +166,22 @@ class VideoAutoencoder(BaseAutoencoder):
     def plan_decode(self, height: int, width: int) -> Plan:
         """Return the same for `decode`."""
         return self._plan(self._decode_cost, lambda: self._decode_tile_cost, height, width)
+
+    @torch.no_grad()
+    def check_runs(self) -> None:
+        """Send a short film without values through the network without weights: not every config that makes one works.
+
+        Raises:
+            CheckpointError: latents or frames come out in another size than the config says.
+        """
+        blank, frames = without_values(self), 1 + self.pass_frames
+        video = torch.cat(list(blank_frames(blank, frames)), dim=2)
+        moments = torch.cat(list(blank._encode(iter([video]), lambda *_: self.pass_frames)), dim=2)
+        latents = torch.cat(list(blank_latents(blank, frames)), dim=2)
+        sizes = (1, 2 * self.latent_channels, *latents.shape[3:])
+        again = torch.cat(list(blank._decode(iter([latents]), lambda *_: self.pass_frames)), dim=2)
+        if (*moments.shape[:2], *moments.shape[3:]) != sizes or again.shape[3:] != video.shape[3:]:
+            raise CheckpointError(f"it turns {list(video.shape)} into {list(moments.shape)} and {list(again.shape)}.")
 
     @abstractmethod
     def _geometry(self, config: Any) -> tuple[int, int, int]:
