@@ -156,7 +156,8 @@ def check_output(target: str | Path, *, overwrite: bool) -> None:
 def write_json(target: str | Path, data: Any) -> None:
     """Write `data` as indented JSON, atomically."""
     with atomic_path(target) as beside:
-        beside.write_text(json.dumps(data, indent=2, sort_keys=False, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(data, indent=2, sort_keys=False, ensure_ascii=False) + "\n"
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")  # names that are no UTF-8, as JSON escapes
 
 
 def sha256_of(path: str | Path) -> str:
