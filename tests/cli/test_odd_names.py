@@ -7,6 +7,7 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,3 +80,26 @@ def test_patterns_that_lead_out_of_their_folder_write_into_the_output(vae: Path,
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png.safetensors")] == [
         "deep/out/x.png.safetensors"
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["inspect", "x" * 5000], 3),
+        (["inspect", "a\0b"], 2),
+        (["encode", "x" * 5000, "-o", "out"], 2),
+        (["encode", "{clip}", "-o", "out", "--vae", "x" * 5000], 4),
+        (["encode", "{clip}", "-o", "x" * 300 + ".safetensors", "--vae", "{vae}"], 2),
+        (["decode", "x" * 5000 + ".safetensors", "-o", "a.mp4"], 4),
+        (["decode", "{clip}", "-o", "x" * 300 + ".mp4"], 2),
+        (["train", "x" * 5000 + ".yaml", "-o", "run"], 2),
+        (["generate", "clouds", "--model", "x" * 5000, "-o", "a.mp4", "--frames", "8"], 4),
+    ],
+)
+def test_names_that_no_file_can_have_are_told(
+    words: list[str], code: int, vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    clip = still(tmp_path, b"x.png")
+    monkeypatch.chdir(tmp_path)
+    assert main([word.format(clip=clip, vae=vae) for word in words]) == code
+    assert capsys.readouterr().err.count("error: ") == 1
