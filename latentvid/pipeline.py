@@ -167,6 +167,7 @@ class LatentVideoPipeline(DiffusionPipeline):
         max_memory: int | None = None,
         torch_dtype: torch.dtype | str | None = None,
         dtype: torch.dtype | str | None = None,
+        variant: str | None = None,
         **unknown: Any,
     ) -> LatentVideoPipeline:
         """Load a pipeline folder, or a checkpoint by name; nothing is downloaded and no code of the folder runs.
@@ -180,6 +181,8 @@ class LatentVideoPipeline(DiffusionPipeline):
             max_memory: bytes for decoding's working set.
             torch_dtype, dtype: number format of the networks, under both names that diffusers has for it; without a
                 `runtime`, which says it too.
+            variant: of the weights ("fp16"), for components that have it; by default the weights without a variant, or
+                the only variant that there is.
 
         Raises:
             CheckpointError: something is missing, damaged, or of a class that is not known.
@@ -195,7 +198,7 @@ class LatentVideoPipeline(DiffusionPipeline):
             raise UsageError("runtime and torch_dtype both say the number format; give one.")
         from latentvid.pipeline_folder import load_components
 
-        components, settings = load_components(Path(path), runtime=runtime, max_memory=max_memory)
+        components, settings = load_components(Path(path), runtime=runtime, max_memory=max_memory, variant=variant)
         pipeline = cls(**components, **settings)
         if runtime is not None:
             pipeline.unet.to(runtime.device, runtime.dtype)

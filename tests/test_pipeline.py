@@ -17,13 +17,14 @@ from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from latentvid import LatentVideoPipeline
 from latentvid.autoencoders.image import ImageAutoencoder
 from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.errors import CheckpointError, ResourceError, UsageError
 from latentvid.core.runtime import resolve_runtime
+from latentvid.data.tokenizer import save_tokenizer
 from latentvid.denoisers.text import embed, warn_of_long_prompts
 from latentvid.sampling import SOLVERS
 from tests.factories import TEXT_WIDTH, image_unet, pipeline, text_parts, vae_kl, vae_tiny
@@ -462,8 +463,45 @@ WEIGHTS = {
 }
 
 
+@pytest.mark.parametrize("how", [{"variant": "fp16"}, {"max_shard_size": "5KB"}, {"safe_serialization": False}])
+def test_what_is_saved_in_other_ways_loads(how: dict[str, Any], tmp_path: Path) -> None:
+    made = pipeline()
+    made.save_pretrained(tmp_path / "model", **how)
+    for variant in {None, how.get("variant")}:
+        loaded = LatentVideoPipeline.from_pretrained(tmp_path / "model", variant=variant)
+        assert torch.equal(frames(loaded), frames(made))
+        assert loaded.text_encoder.config._attn_implementation == "sdpa"
+    with pytest.raises(CheckpointError, match="variant 'ema'"):
+        LatentVideoPipeline.from_pretrained(tmp_path / "model", variant="ema")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_tokenizers_are_those_of_the_library(legacy: bool, broken: Path) -> None:
+    """Also those of old folders, of a vocabulary, merges, and a table of special tokens."""
+    place = broken / "tokenizer"
+    if legacy:
+        save_tokenizer(pipeline().tokenizer, place)
+        (place / "tokenizer.json").unlink()
+        end = {"content": "<|endoftext|>", "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+        marks = {
+            "bos_token": {**end, "content": "<|startoftext|>"},
+            "eos_token": end,
+            "unk_token": end,
+            "pad_token": "!",
+        }
+        (place / "special_tokens_map.json").write_text(json.dumps(marks))
+        (place / "tokenizer_config.json").write_text(
+            json.dumps({"model_max_length": 12, "tokenizer_class": "CLIPTokenizer"})
+        )
+    words = ["Clouds DRIFT left!!", "", "naïve 日本 it's <|endoftext|> 12 " * 9, "a ! b"]
+    options = {"padding": "max_length", "truncation": True, "max_length": 12}
+    own, theirs = LatentVideoPipeline.from_pretrained(broken).tokenizer, CLIPTokenizer.from_pretrained(place)
+    assert own(words, **options)["input_ids"] == theirs(words, **options)["input_ids"]
+    assert own.model_max_length == theirs.model_max_length == 12
+
+
 @pytest.mark.parametrize("name", WEIGHTS)
-@pytest.mark.parametrize("how", ["cut", "lacking", "other shape", "pickled"])
+@pytest.mark.parametrize("how", ["cut", "lacking", "other shape", "pickled with more"])
 def test_damaged_weights_are_told(name: str, how: str, broken: Path) -> None:
     file = broken / name / WEIGHTS[name]
     weights = load_file(file)
@@ -476,7 +514,7 @@ def test_damaged_weights_are_told(name: str, how: str, broken: Path) -> None:
         save_file({**weights, first: torch.zeros(7)}, file, {"format": "pt"})
     else:
         file.unlink()
-        torch.save(weights, file.with_suffix(".bin"))
+        torch.save({**weights, first: Path()}, file.with_suffix(".bin"))
     with pytest.raises(CheckpointError, match=name):
         LatentVideoPipeline.from_pretrained(broken)
 

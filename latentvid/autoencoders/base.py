@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentvid.core.errors import CheckpointError
 from latentvid.core.shapes import LatentShape, VideoShape
 
 Factor = float | tuple[float, ...]
@@ -111,6 +112,34 @@ class BaseAutoencoder(nn.Module):
     def tiles_per_frame(self, height: int, width: int) -> int:
         """Return into how many tiles `decode` cuts frames of this size, to stay within `max_memory`; 1 is exact."""
         return 1
+
+    def check_latents(self, latents: Tensor) -> None:
+        """Refuse to decode what is no number.
+
+        Raises:
+            CheckpointError: a value is not finite.
+        """
+        if not torch.isfinite(latents).all():
+            raise CheckpointError(
+                "the latents that were to be decoded hold values that are no numbers: the denoiser (the U-Net) "
+                "overflows, or its weights are damaged; try --dtype fp32."
+            )
+
+    def check_values(self, values: Tensor, part: str) -> None:
+        """Refuse what a part of the network made of finite values.
+
+        Args:
+            part: "encoder" or "decoder".
+
+        Raises:
+            CheckpointError: a value is not finite; the sentence says which --dtype to try.
+        """
+        if not torch.isfinite(values).all():
+            short = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(self.dtype)
+            why = f"it overflows in {short}; try --dtype fp32" if short else "its weights are damaged; --dtype is fp32"
+            raise CheckpointError(
+                f"the {part} of {self.name or 'this autoencoder'} gave values that are no numbers: {why}."
+            )
 
     def latent_space(self) -> str:
         """Return a hash of what gives latents their meaning: the encoder's weights, scaling and shift.

@@ -11,7 +11,7 @@ from typing import Any
 from latentvid.autoencoders.base import BaseAutoencoder
 from latentvid.autoencoders.codec import OnFrames, encode_file
 from latentvid.autoencoders.latent_file import LatentFile, Precision
-from latentvid.core.errors import CheckpointError, LatentVidError, ResourceError, UsageError
+from latentvid.core.errors import CheckpointError, LatentVidError, ResourceError, UsageError, as_known
 from latentvid.core.shapes import VideoShape
 from latentvid.video.numbered import clip_bytes, clip_exists, clip_sha256, numbered_pictures
 from latentvid.video.reader import open_video
@@ -71,10 +71,13 @@ def encode_files(
                 on_frames=on_frames,
             )
             yield {"status": "encoded", **done}
-        except ResourceError:
-            raise
-        except LatentVidError as error:
-            yield failure(source, error)
+        except Exception as error:
+            known = as_known(error)
+            if known is None:
+                raise
+            if isinstance(known, ResourceError):
+                raise known from error
+            yield failure(source, known)
 
 
 def difference(latent_space: str, source: Path, target: Path, settings: EncodeSettings) -> str | None:
@@ -117,8 +120,11 @@ def plan_encode(
     try:
         with open_video(source, fps=settings.fps, deinterlace=settings.deinterlace) as reader:
             meta = reader.meta
-    except LatentVidError as error:
-        return failure(source, error)
+    except Exception as error:
+        known = as_known(error)
+        if known is None:
+            raise
+        return failure(source, known)
     num_frames = min(meta.num_frames, settings.max_frames or meta.num_frames)
     shape = autoencoder.latent_shape(VideoShape(1, num_frames, meta.height, meta.width))
     tensors = 2 if autoencoder.is_gaussian else 1

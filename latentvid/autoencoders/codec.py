@@ -9,6 +9,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, cast
+from urllib.parse import unquote_to_bytes
 
 from torch import Tensor
 
@@ -90,7 +91,7 @@ def encode_file(
 
 def decode_file(
     autoencoder: BaseAutoencoder,
-    source: str | Path,
+    source: str | Path | LatentFile,
     target: str | Path,
     *,
     any_vae: bool = False,
@@ -102,6 +103,7 @@ def decode_file(
     """Decode a latent file into a video of the recorded size, frame times, pixel aspect and colour matrix.
 
     Args:
+        source: a latent file, or one that is open.
         any_vae: accept an autoencoder that the latents were not made for.
         audio_from: a file whose sound is copied along; its first picture is taken for the latents' first.
         writing: options of `VideoWriter` (codec, crf, preset).
@@ -116,7 +118,7 @@ def decode_file(
     """
     if audio_from is not None and numbered_pictures(audio_from) is not None:
         audio_from = None  # they have no sound
-    latents = LatentFile(source)
+    latents = source if isinstance(source, LatentFile) else LatentFile(source)
     latents.check_fits(autoencoder, any_vae=any_vae)
     latents.verify()
     meta = latents.meta
@@ -143,7 +145,13 @@ def decode_file(
                 on_frames(len(video))
     duration = float(latents.times_s[-1] - latents.times_s[0] + 1 / meta.fps)
     tiles = autoencoder.tiles_per_frame(meta.height, meta.width)
-    facts = {"tiles": tiles, "source": str(source), "output": str(target), "num_frames": done, "duration_s": duration}
+    facts = {
+        "tiles": tiles,
+        "source": str(latents.path),
+        "output": str(target),
+        "num_frames": done,
+        "duration_s": duration,
+    }
     return {**facts, "has_audio": bool(audio_from) and has_sound(cast(Path, audio_from))}
 
 
@@ -156,15 +164,25 @@ def recorded_source(latents: LatentFile) -> Path:
     meta = latents.meta
     if not meta.source_name:
         raise InputError(f"{latents.path} was made of no clip whose sound could be copied; name a file with sound.")
-    places = [latents.path.parent / (meta.source_path or meta.source_name), latents.path.parent / meta.source_name]
-    found = next((place for place in places if clip_exists(place)), None)
+    names = [meta.source_path or meta.source_name, meta.source_name]
+    # Bytes that are no UTF-8 were written as %XX.
+    names += [os.fsdecode(unquote_to_bytes(name)) for name in names if "%" in name]
+    places = [latents.path.parent / name for name in names]
+    found = next((place for place in places if _is_clip(place)), None)
     if found is None:
         raise InputError(
             f"{places[0]}, the clip that {latents.path.name} was made of, is gone; name a file with sound."
         )
-    if clip_sha256(found) != meta.source_sha256:
+    if meta.source_bytes not in (0, clip_bytes(found)) or clip_sha256(found) != meta.source_sha256:
         raise InputError(f"{found} has changed since {latents.path.name} was made of it; name a file with sound.")
     return found
+
+
+def _is_clip(path: Path) -> bool:
+    try:
+        return clip_exists(path)
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _sound(path: Path, latents: LatentFile, times: list[Fraction] | None) -> Sound:

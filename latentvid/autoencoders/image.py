@@ -151,6 +151,8 @@ class ImageAutoencoder(BaseAutoencoder):
             padded, _ = pad_to_multiple(chunk, self.spatial_factor)
             plan = self.plan_encode(*padded.shape[-2:])
             parts = [self._posterior(part.transpose(0, 1)[None], plan) for part in padded.split(plan.frames)]
+            for mean, _ in parts:
+                self.check_values(mean, "encoder")
             logvars = [logvar[0] for _, logvar in parts if logvar is not None]
             yield torch.cat([mean[0] for mean, _ in parts], dim=1), torch.cat(logvars, dim=1) if logvars else None
 
@@ -169,9 +171,12 @@ class ImageAutoencoder(BaseAutoencoder):
         """
         state = StreamState() if state is None else state
         for chunk in latents:
+            self.check_latents(chunk)
             plan = self.plan_decode(*(side * self.spatial_factor for side in chunk.shape[-2:]))
             for part in chunk.split(plan.frames, dim=1):
-                video = self._decode_tiles(part[None], state, plan)[0].transpose(0, 1).float().clamp_(-1, 1)
+                video = self._decode_tiles(part[None], state, plan)[0].transpose(0, 1).float()
+                self.check_values(video, "decoder")
+                video = video.clamp_(-1, 1)
                 yield video if size is None else video[..., : size[0], : size[1]]
 
     def frames_per_encode(self, height: int, width: int) -> int:

@@ -11,34 +11,45 @@ frames (`temporal_factor` f), the first latent is one frame and every further on
 1 + (t - 1) * f frames, and `frame_padding` says how many of those at the end were added and are cut on decoding.
 
 Frames come first, unlike in memory ([c t h w]), so that a file can be written and read as a stream: neither holds
-more than a chunk. The header is a fixed 64 KiB, padded with blanks, and is written last.
+more than a chunk. The header is a fixed 64 KiB, padded with blanks, and is written last. It is sealed: `header_sha256`
+is the hash of all its bytes, with zeros for the hash's own digits (`seal`), so that no bit of it changes unnoticed.
+`data_sha256` is that of all bytes behind it. Files of version 1, which have no seal, are read as well.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
+import re
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from latentvid.autoencoders.base import BaseAutoencoder, Factor, numbers
-from latentvid.core.checkpoints import read_header
-from latentvid.core.errors import CheckpointError, UsageError
+from latentvid.core.errors import CheckpointError, InputError, UsageError
 from latentvid.core.files import atomic_path
+from latentvid.core.headers import SEAL, check_seal, header_bytes, parse_header, seal
+from latentvid.core.reading import open_regular, parse_json, read_at
+from latentvid.core.text import utf8
 
-FORMAT, VERSION = "latentvid-latents", 1
+FORMAT, VERSION, UNSEALED = "latentvid-latents", 2, 1
 HEADER_BYTES = 1 << 16
+_SLOWEST, _FASTEST, _LARGEST_TERM = Fraction(1, 10**6), Fraction(10**6), (1 << 31) - 1
+_LONGEST_S = 10**9
+"""A clip's frames lie within this, thirty years, of each other and of 0."""
 Precision = Literal["fp32", "fp16"]
 _STORED = {"fp32": ("F32", torch.float32), "fp16": ("F16", torch.float16)}
 
@@ -87,9 +98,9 @@ class LatentMeta:
         return -self.height % self.spatial_factor, -self.width % self.spatial_factor
 
     def to_words(self) -> dict[str, str]:
-        """Return the metadata of the file; safetensors holds words only."""
+        """Return the metadata of a file without a seal; safetensors holds words only."""
         words = {name: _word(value) for name, value in self._items()}
-        return {"format": FORMAT, "format_version": str(VERSION), **words, "padding": json.dumps(self.padding)}
+        return {"format": FORMAT, "format_version": str(UNSEALED), **words, "padding": json.dumps(self.padding)}
 
     def _items(self) -> list[tuple[str, Any]]:
         return [(field.name, getattr(self, field.name)) for field in fields(self)]
@@ -109,26 +120,47 @@ class LatentMeta:
                 raise ValueError(f"{field.name} is missing")
             try:
                 values[field.name] = _READERS[str(field.type)](words[field.name])
-            except (ValueError, TypeError, KeyError, ZeroDivisionError):
+            except (ArithmeticError, ValueError, TypeError, KeyError):
                 raise ValueError(f"{field.name} is {words[field.name][:40]!r}") from None
         meta = cls(**values)
         sizes = (meta.spatial_factor, meta.temporal_factor, meta.height, meta.width)
         rates = (meta.fps, meta.time_base, meta.sample_aspect_ratio)
-        if min(sizes) <= 0 or min(rates) <= 0 or not all(abs(n) > 0 for n in numbers(meta.scaling_factor)):
+        scales, shifts = numbers(meta.scaling_factor), numbers(meta.shift_factor)
+        if min(sizes) <= 0 or min(rates) <= 0 or not (scales and shifts and all(abs(n) > 0 for n in scales)):
             raise ValueError("sizes, rates and factors must be positive")
+        if not all(map(math.isfinite, (*scales, *shifts))) or min(meta.source_bytes, meta.max_frames) < 0:
+            raise ValueError("factors and counts must be numbers")
+        terms = (*meta.time_base.as_integer_ratio(), *meta.sample_aspect_ratio.as_integer_ratio())
+        if min(meta.fps, meta.sample_aspect_ratio) < _SLOWEST or max(rates) > _FASTEST or max(terms) > _LARGEST_TERM:
+            raise ValueError(f"no film has the rates {meta.fps} and {meta.time_base}")
+        if max(meta.fps.as_integer_ratio()) > _LARGEST_TERM:  # a mean over a clip's times; video files cannot hold it
+            meta = replace(meta, fps=meta.fps.limit_denominator(_LARGEST_TERM // (1 + int(meta.fps))))
         return meta
 
 
 def _factor(word: str) -> Factor:
-    value = json.loads(word)
+    value = parse_json(word)
     return tuple(map(float, value)) if isinstance(value, list) else float(value)
+
+
+def _whole(word: str) -> int:
+    if not re.fullmatch(r"-?[0-9]{1,18}", word):
+        raise ValueError(word)
+    return int(word)
+
+
+def _fraction(word: str) -> Fraction:
+    # By its form first: Fraction would spell out "1e999999999".
+    if not re.fullmatch(r"-?[0-9]{1,18}(/[0-9]{1,18}|\.[0-9]{1,18})?", word):
+        raise ValueError(word)
+    return Fraction(word)
 
 
 _READERS: dict[str, Any] = {
     "str": str,
     "Factor": _factor,
-    "int": int,
-    "Fraction": Fraction,
+    "int": _whole,
+    "Fraction": _fraction,
     "bool": {"True": True, "False": False}.__getitem__,
 }
 
@@ -234,11 +266,12 @@ class LatentWriter:
         if len(header) > HEADER_BYTES - 8:
             raise UsageError(f"{self.path}: the names in the header are too long.")
         self._file.seek(0)
-        self._file.write((HEADER_BYTES - 8).to_bytes(8, "little") + header)
+        self._file.write(seal((HEADER_BYTES - 8).to_bytes(8, "little") + header.ljust(HEADER_BYTES - 8)))
         self._file.flush()
 
     def _header(self) -> dict[str, Any]:
-        more = {"frame_padding": str(self._frame_padding), "data_sha256": self._digest.hexdigest()}
+        more = {"format_version": str(VERSION), "frame_padding": str(self._frame_padding)}
+        more |= {"data_sha256": self._digest.hexdigest(), SEAL: "0" * 64}
         table: dict[str, Any] = {"__metadata__": {**self.meta.to_words(), **more}}
         frames, start = len(self._times), 0
         shape = [self._num_latents, *self._dims]
@@ -264,6 +297,11 @@ class LatentWriter:
     def _bytes(self, values: Tensor) -> bytes:
         stored = values.detach().to("cpu", self._dtype).transpose(0, 1).contiguous()
         if not torch.isfinite(stored).all():
+            if not torch.isfinite(values).all():
+                raise CheckpointError(
+                    f"{self.path}: the latents are no numbers: the denoiser (the U-Net), or the encoder of frames, "
+                    "overflows or has damaged weights; try --dtype fp32."
+                )
             raise CheckpointError(f"{self.path}: the autoencoder gave latents that {self._dtype} cannot hold.")
         return stored.numpy().tobytes()
 
@@ -273,7 +311,10 @@ class LatentWriter:
 
 
 class LatentFile:
-    """A latent file, open for reading in chunks. Holds no open file between calls.
+    """A latent file, open for reading in chunks until it is closed or forgotten.
+
+    It reads what lay there when it was opened: another file that takes the place does not matter, and one that is
+    changed in place is refused.
 
     Raises:
         CheckpointError: the file is missing, cut short, damaged, or no latent file.
@@ -281,26 +322,61 @@ class LatentFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        header = read_header(self.path)
+        try:
+            self._handle = open_regular(self.path)
+            self._close = weakref.finalize(self, os.close, self._handle)
+            self._stamp = self._now()
+            data = header_bytes(self._handle, self.path)
+        except InputError as error:
+            raise CheckpointError(str(error)) from error
+        header = parse_header(data, self._stamp[0], self.path)
         if header.metadata.get("format") != FORMAT or "latents" not in header.tensors:
             raise CheckpointError(f"{self.path} is a safetensors file, but none of latents.")
-        if header.metadata.get("format_version") != str(VERSION):
-            version = header.metadata.get("format_version")
-            raise CheckpointError(f"{self.path} has the format version {version!r}; this program reads {VERSION}.")
+        version = header.metadata.get("format_version")
+        if version not in (str(UNSEALED), str(VERSION)):
+            raise CheckpointError(
+                f"{self.path} has the format version {version!r}; this program reads {UNSEALED} to {VERSION}."
+            )
+        self.precision = header.tensors["latents"][0]
+        self._starts, self._dims = header.starts, {name: shape for name, (_, shape) in header.tensors.items()}
         try:
             self.meta = LatentMeta.from_words(header.metadata)
             self._check(header.tensors)
+            if version == str(VERSION) or SEAL in header.metadata:
+                check_seal(data, header, self.path)
+            self._ticks = self._read_ticks()
         except ValueError as error:
             raise CheckpointError(f"{self.path}: its header makes no sense ({error}).") from error
         self._sha256 = header.metadata.get("data_sha256", "")
-        self.precision = header.tensors["latents"][0]
         self.num_latents, self.channels, self.height, self.width = header.tensors["latents"][1]
         (self.num_frames,) = header.tensors["times"][1]
         self.has_logvar = "logvar" in header.tensors
-        ticks = self._slice("times", 0, self.num_frames).tolist()
-        if any(later <= earlier for earlier, later in pairwise(ticks)):
-            raise CheckpointError(f"{self.path}: its frame times do not increase.")
-        self._ticks: list[int] = ticks
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._close()
+
+    def _now(self) -> tuple[int, int]:
+        """Return the file's size and when it was last written, which tell whether it was changed in place."""
+        about = os.fstat(self._handle)
+        return about.st_size, about.st_mtime_ns
+
+    def _read_ticks(self) -> list[int]:
+        """Return the frame times, which must increase and stay within what films last.
+
+        Raises:
+            ValueError: they do not.
+        """
+        (num_frames,), longest = self._dims["times"], int(_LONGEST_S / self.meta.time_base)
+        ticks: list[int] = []
+        for start in range(0, num_frames, 1 << 16):
+            part = self._slice("times", start, min(start + (1 << 16), num_frames)).tolist()
+            if any(later <= earlier for earlier, later in pairwise([*ticks[-1:], *part])):
+                raise ValueError("its frame times do not increase")
+            if not -longest <= part[0] <= part[-1] <= longest:
+                raise ValueError("its frame times are beyond any film")
+            ticks += part
+        return ticks
 
     @property
     def times_s(self) -> list[Fraction]:
@@ -336,10 +412,11 @@ class LatentFile:
             CheckpointError: they differ.
         """
         digest = hashlib.sha256()
-        with self.path.open("rb") as stream:
-            stream.seek(8 + int.from_bytes(stream.read(8), "little"))
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(block)
+        place, end = min(self._starts.values()), self._stamp[0]
+        while place < end:
+            block = self._bytes(place, min(1 << 20, end - place))
+            digest.update(block)
+            place += len(block)
         if digest.hexdigest() != self._sha256:
             raise CheckpointError(
                 f"{self.path} is damaged: its contents do not match their hash. Encode the clip again."
@@ -379,16 +456,36 @@ class LatentFile:
             raise ValueError("there are no frame times")
         if not 0 <= 1 + (shape[0] - 1) * temporal - times[1][0] < _most_padding(temporal):
             raise ValueError(f"there are {times[1][0]} frame times for {shape[0]} latents")
-        if "logvar" in tensors and tensors["logvar"][1] != shape:
-            raise ValueError("logvar has another shape than latents")
+        if "logvar" in tensors and tensors["logvar"] != tensors["latents"]:
+            raise ValueError("logvar has another shape or type than latents")
+        if tensors.keys() - {"latents", "logvar", "times"}:
+            raise ValueError("there is more in it than latents")
+        for factor_of in (self.meta.scaling_factor, self.meta.shift_factor):
+            if len(numbers(factor_of)) not in (1, shape[1]):
+                raise ValueError(f"{len(numbers(factor_of))} factors for {shape[1]} channels")
 
     def _slice(self, name: str, start: int, stop: int) -> Tensor:
-        # Opened anew each time: a mapping that stays open counts as memory of ours, all of the file in the end.
+        """Return entries start .. stop - 1 of a tensor along its first axis."""
+        shape = self._dims[name]
+        dtype = np.dtype("<i8") if name == "times" else np.dtype({"F32": "<f4", "F16": "<f2"}[self.precision])
+        row = dtype.itemsize * math.prod(shape[1:])
+        data = self._bytes(self._starts[name] + start * row, max(0, stop - start) * row)
+        native = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))  # a copy: memory that may be written
+        return torch.from_numpy(native.reshape(-1, *shape[1:]))
+
+    def _bytes(self, start: int, num_bytes: int) -> bytes:
+        # Not mapped into memory: a mapping counts as memory of ours, and one of a file that is cut off meanwhile kills.
+        parts, place = [], start
         try:
-            with safe_open(self.path, framework="pt") as opened:
-                return opened.get_slice(name)[start:stop].clone()
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.path}: cannot be read ({error}).") from error
+            while place < start + num_bytes and (part := read_at(self._handle, start + num_bytes - place, place)):
+                parts.append(part)
+                place += len(part)
+            is_same = self._now() == self._stamp
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read ({error.strerror}).") from error
+        if place != start + num_bytes or not is_same:
+            raise CheckpointError(f"{self.path} was changed while it was read; repeat.")
+        return b"".join(parts)
 
 
 def _most_padding(temporal_factor: int) -> int:
@@ -402,6 +499,8 @@ def _geometry(channels: int, spatial: int, temporal: int) -> str:
 
 
 def _word(value: Any) -> str:
+    if isinstance(value, str):
+        return utf8(value)
     if isinstance(value, Fraction):
         return f"{value.numerator}/{value.denominator}"
     return json.dumps(value) if isinstance(value, tuple) else str(value)

@@ -6,29 +6,27 @@ is allocated; nothing is downloaded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from latentvid.autoencoders.base import BaseAutoencoder
+from latentvid.autoencoders.base import BaseAutoencoder, numbers
 from latentvid.autoencoders.budget import working_bytes
-from latentvid.autoencoders.image import IMAGE_NETWORKS, ImageAutoencoder, build_image_network
+from latentvid.autoencoders.image import IMAGE_NETWORKS, ImageAutoencoder, build_image_network, settings_of
 from latentvid.autoencoders.temporal import DELTA_CLASS, DELTA_WEIGHTS, TemporalAutoencoder
-from latentvid.autoencoders.video import VIDEO_NETWORKS, build_video_autoencoder
-from latentvid.core.checkpoints import read_header
-from latentvid.core.errors import CheckpointError, InputError, LatentVidError
-from latentvid.core.files import read_json
-from latentvid.core.places import find_checkpoint
+from latentvid.autoencoders.video import VIDEO_NETWORKS, VideoAutoencoder, build_video_autoencoder
+from latentvid.core.checkpoints import read_settings
+from latentvid.core.errors import CheckpointError, LatentVidError
+from latentvid.core.headers import inside, read_header
+from latentvid.core.places import checkpoints_folder, find_checkpoint
 from latentvid.core.runtime import Runtime
+from latentvid.core.weights import Weights, building, find_weights, read_weights
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-LARGEST_NUMBER = 1 << 14
-"""No width, count or size in an autoencoder's config is larger; one that is would take the machine down."""
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -38,6 +36,7 @@ def load_autoencoder(
     runtime: Runtime | None = None,
     image_autoencoder: str | Path | ImageAutoencoder | None = None,
     max_memory: int | None = None,
+    variant: str | None = None,
 ) -> BaseAutoencoder:
     """Load an autoencoder for inference: in evaluation mode, without gradients.
 
@@ -48,6 +47,7 @@ def load_autoencoder(
             says that they overflow in it (`force_upcast`); they run in float32.
         image_autoencoder: what a delta goes on; by default the checkpoint of the name that the delta records.
         max_memory: bytes that this process may hold in all, on the device where that is not the CPU.
+        variant: of the weights ("fp16"), where the folder has it; else those without.
 
     Raises:
         CheckpointError: missing, damaged, of an unknown class, or config and weights do not fit each other.
@@ -57,8 +57,11 @@ def load_autoencoder(
     if config["_class_name"] == DELTA_CLASS:
         autoencoder: BaseAutoencoder = _load_delta(folder, config, image_autoencoder)
     else:
-        autoencoder = build(config, folder)
-        _fill(autoencoder, _weights_file(folder))
+        weights = find_weights(folder, variant)
+        tensors = read_weights(weights) if weights.is_pickled else None
+        autoencoder = build(config, folder, num_weights=len(tensors or weights.tensors))
+        _fill(autoencoder, weights, tensors)
+    _check_factors(autoencoder, folder)
     autoencoder.name = _name(folder)
     autoencoder.requires_grad_(False).eval()
     if runtime is not None:
@@ -98,7 +101,7 @@ def component_folder(path: str | Path) -> Path:
         return folder
     if not (folder / "vae" / "config.json").is_file():
         raise CheckpointError(f"{folder} is a pipeline without a vae folder; name an autoencoder.")
-    return folder / "vae"
+    return inside(folder, folder / "vae")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -108,56 +111,93 @@ def read_config(folder: Path) -> dict[str, Any]:
         CheckpointError: as above.
     """
     path = folder / "config.json"
-    try:
-        config = read_json(path)
-    except InputError as error:
-        raise CheckpointError(str(error)) from error
-    kind = config.get("_class_name") if isinstance(config, dict) else None
+    config = read_settings(path)
+    kind = config.get("_class_name")
     known = (*IMAGE_NETWORKS.kinds(), *VIDEO_NETWORKS.kinds(), TemporalAutoencoder.__name__, DELTA_CLASS)
     if kind not in known:
         raise CheckpointError(f"{path}: the class {kind!r} is no autoencoder that we load; known: {', '.join(known)}.")
-    _check_numbers(config, path)
     return config
 
 
-def build(config: Mapping[str, Any], folder: Path) -> BaseAutoencoder:
+def build(config: Mapping[str, Any], folder: Path, *, num_weights: int) -> BaseAutoencoder:
     """Make the network that a config describes, without memory for its weights.
+
+    Args:
+        num_weights: that there are to fill it; a config that asks for far more is refused before it is followed.
 
     Raises:
         CheckpointError: the config does not describe a network.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), building(2 * num_weights):
             if config["_class_name"] == TemporalAutoencoder.__name__:
-                return TemporalAutoencoder(**{k: v for k, v in config.items() if not k.startswith("_")})
-            if config["_class_name"] in VIDEO_NETWORKS:
-                return build_video_autoencoder(config)
-            return ImageAutoencoder(build_image_network(config))
+                built: BaseAutoencoder = TemporalAutoencoder(**settings_of(TemporalAutoencoder, config))
+            elif config["_class_name"] in VIDEO_NETWORKS:
+                built = build_video_autoencoder(config)
+            else:
+                built = ImageAutoencoder(build_image_network(config))
+            if isinstance(built, VideoAutoencoder):
+                built.check_runs()
+        if isinstance(built, ImageAutoencoder):
+            _check_runs(built.eval())
     except LatentVidError as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
     except Exception as error:  # whatever constructors raise at settings that make no network
         raise CheckpointError(f"{folder / 'config.json'} describes no autoencoder ({error}).") from error
+    return built
 
 
-def _fill(autoencoder: BaseAutoencoder, path: Path) -> None:
-    """Give a network without memory its weights, after comparing names and shapes."""
+@torch.no_grad()
+def _check_runs(autoencoder: ImageAutoencoder) -> None:
+    """Send a picture without values through a network without weights: settings can be accepted and still not work."""
+    side = 2 * autoencoder.spatial_factor
+    latents, _ = autoencoder.posterior(torch.zeros(1, 3, 1, side, side, device="meta"))
+    shape = autoencoder.decode_chunk(latents).shape
+    if tuple(shape) != (1, 3, 1, side, side):
+        raise CheckpointError(f"it turns pictures of {side}x{side} into {list(shape)}.")
+
+
+def _check_factors(autoencoder: BaseAutoencoder, folder: Path) -> None:
+    """Refuse scalings and shifts of latents that cannot be undone.
+
+    Raises:
+        CheckpointError: as above.
+    """
+    try:
+        scales, shifts = numbers(autoencoder.scaling_factor), numbers(autoencoder.shift_factor)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: the scaling or shift of its latents is no number ({error}).") from error
+    lengths = {len(scales), len(shifts)} <= {1, autoencoder.latent_channels}
+    if not lengths or not all(map(math.isfinite, (*scales, *shifts))) or not all(abs(scale) > 0 for scale in scales):
+        raise CheckpointError(f"{folder}: its latents cannot be scaled by {scales} and shifted by {shifts}.")
+
+
+def _fill(autoencoder: BaseAutoencoder, weights: Weights, tensors: dict[str, Tensor] | None) -> None:
+    """Give a network without memory its weights, after comparing names and shapes.
+
+    Args:
+        tensors: where they have been read already.
+    """
     wanted = {name: tuple(value.shape) for name, value in autoencoder.weights.state_dict().items()}
-    found = {_modern(name): shape for name, (_, shape) in read_header(path).tensors.items()}
+    shapes = {name: shape for name, (_, shape) in weights.tensors.items()}
+    if tensors is not None:
+        shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    found = {_modern(name): shape for name, shape in shapes.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             raise CheckpointError(
-                f"{path} does not fit its config: {name} has the shape {_shape(found.get(name))} in the file and "
-                f"{_shape(wanted.get(name))} in the network."
+                f"{weights.place} does not fit its config: {name} has the shape {_shape(found.get(name))} in the file "
+                f"and {_shape(wanted.get(name))} in the network."
             )
-    weights = {_modern(name): tensor.float() for name, tensor in _load(path).items()}
-    autoencoder.weights.load_state_dict(weights, assign=True)
+    tensors = read_weights(weights) if tensors is None else tensors
+    autoencoder.weights.load_state_dict({_modern(k): v.float() for k, v in tensors.items()}, assign=True)
 
 
 def _load_delta(
     folder: Path, config: Mapping[str, Any], image: str | Path | ImageAutoencoder | None
 ) -> TemporalAutoencoder:
-    image = image if image is not None else str(config.get("image_name") or "")
-    if image == "":
+    image = image if image is not None else _recorded(config.get("image_name"))
+    if image is None:
         raise CheckpointError(f"{folder} holds temporal layers only; name the image autoencoder that they go on.")
     if not isinstance(image, ImageAutoencoder):
         try:
@@ -169,47 +209,28 @@ def _load_delta(
     if config.get("image_weights_hash") != image.image_weights():
         raise CheckpointError(f"{folder} was trained on another image autoencoder than {image.name or 'this one'}.")
     options = {k: config[k] for k in ("temporal_num_convs", "temporal_dropout") if k in config}
-    grown = TemporalAutoencoder.from_image(image.without_time(), **options)
-    path = folder / DELTA_WEIGHTS
-    read_header(path)
+    path = inside(folder, folder / DELTA_WEIGHTS)
+    weights = Weights("", (path,), read_header(path).tensors, is_pickled=False)
     try:
-        grown.load_temporal(_load(path))
+        image = image.without_time()
+        with building(len(weights.tensors) + len(image.state_dict())):
+            grown = TemporalAutoencoder.from_image(image, **options)
+        grown.load_temporal(read_weights(weights))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    except (TypeError, ValueError) as error:  # settings that make no layers
+        raise CheckpointError(f"{folder / 'config.json'} describes no temporal layers ({error}).") from error
     return grown
 
 
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a safetensors file ({error}).") from error
-
-
-def _weights_file(folder: Path) -> Path:
-    """Return the one safetensors file of a component; variants such as `.fp16.safetensors` count."""
-    if (folder / WEIGHTS).is_file():
-        return folder / WEIGHTS
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise CheckpointError(f"{folder} holds {len(found)} safetensors files and none is called {WEIGHTS}.")
-    pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.ckpt"))
-    why = "only pickled weights, which can run code; convert them to safetensors" if pickled else "no weights"
-    raise CheckpointError(f"{folder} holds {why}.")
-
-
-def _check_numbers(value: Any, path: Path) -> None:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        if len(value) > LARGEST_NUMBER:
-            raise CheckpointError(f"{path}: a list of {len(value)} entries is no autoencoder's.")
-        for item in value:
-            _check_numbers(item, path)
-    elif isinstance(value, int) and abs(value) > LARGEST_NUMBER:
-        raise CheckpointError(f"{path}: the number {value} is no size of an autoencoder.")
+def _recorded(name: Any) -> Path | None:
+    """Return the checkpoint that a delta says it goes on: a name among the checkpoints, and never another path."""
+    if not isinstance(name, str) or not name:
+        return None
+    parts = Path(name).parts
+    if Path(name).is_absolute() or ".." in parts or "\0" in name:
+        return None
+    return checkpoints_folder() / name
 
 
 def _modern(name: str) -> str:

@@ -112,8 +112,20 @@ class TemporalAutoencoder(ImageAutoencoder, ModelMixin, ConfigMixin):
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(is_temporal(name))
 
-    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
-        """Write a folder that `from_pretrained` reads back bit by bit."""
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        variant: str | None = None,
+        safe_serialization: bool = True,
+        max_shard_size: int | str = "10GB",
+        **options: Any,
+    ) -> None:
+        """Write a folder that `from_pretrained` reads back bit by bit.
+
+        The options are those of diffusers; a pipeline that is saved hands on the ones that are named here.
+        """
+        options |= {"variant": variant, "safe_serialization": safe_serialization, "max_shard_size": max_shard_size}
         ModelMixin.save_pretrained(self, folder, **options)
 
     def save_with_delta(self, folder: str | Path) -> None:

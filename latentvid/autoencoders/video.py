@@ -20,7 +20,7 @@ from latentvid.autoencoders.base import BaseAutoencoder, Factor, numbers
 from latentvid.autoencoders.budget import Cost
 from latentvid.autoencoders.image import settings_of
 from latentvid.autoencoders.tiling import Plan, plan_passes, stream_tiles
-from latentvid.autoencoders.video_costs import blank_frames, blank_latents, pass_cost, tile_cost
+from latentvid.autoencoders.video_costs import blank_frames, blank_latents, pass_cost, tile_cost, without_values
 from latentvid.core.errors import CheckpointError
 from latentvid.core.registry import Registry
 from latentvid.video.pixels import pad_to_multiple
@@ -124,6 +124,7 @@ class VideoAutoencoder(BaseAutoencoder):
         """Turn chunks [t 3 h w] into means and log variances [c t h w]; how many come out when is the network's."""
         for moments in self._encode_passes(self._pixels(chunk) for chunk in frames):
             found = DiagonalGaussianDistribution(moments.float())
+            self.check_values(found.mean, "encoder")
             shift, scale = self._factors(moments.device)
             yield ((found.mean - shift) * scale)[0].cpu(), (found.logvar + 2 * scale.abs().log())[0].cpu()
 
@@ -135,7 +136,9 @@ class VideoAutoencoder(BaseAutoencoder):
             frames = video[0].transpose(0, 1)[: self.num_frames(count.seen) - done]
             done += len(frames)
             if len(frames):
-                frames = frames.float().clamp(-1, 1)
+                frames = frames.float()
+                self.check_values(frames, "decoder")
+                frames = frames.clamp(-1, 1)
                 yield frames if size is None else frames[..., : size[0], : size[1]]
 
     def frames_per_encode(self, height: int, width: int) -> int:
@@ -163,6 +166,22 @@ class VideoAutoencoder(BaseAutoencoder):
     def plan_decode(self, height: int, width: int) -> Plan:
         """Return the same for `decode`."""
         return self._plan(self._decode_cost, lambda: self._decode_tile_cost, height, width)
+
+    @torch.no_grad()
+    def check_runs(self) -> None:
+        """Send a short film without values through the network without weights: not every config that makes one works.
+
+        Raises:
+            CheckpointError: latents or frames come out in another size than the config says.
+        """
+        blank, frames = without_values(self), 1 + self.pass_frames
+        video = torch.cat(list(blank_frames(blank, frames)), dim=2)
+        moments = torch.cat(list(blank._encode(iter([video]), lambda *_: self.pass_frames)), dim=2)
+        latents = torch.cat(list(blank_latents(blank, frames)), dim=2)
+        sizes = (1, 2 * self.latent_channels, *latents.shape[3:])
+        again = torch.cat(list(blank._decode(iter([latents]), lambda *_: self.pass_frames)), dim=2)
+        if (*moments.shape[:2], *moments.shape[3:]) != sizes or again.shape[3:] != video.shape[3:]:
+            raise CheckpointError(f"it turns {list(video.shape)} into {list(moments.shape)} and {list(again.shape)}.")
 
     @abstractmethod
     def _geometry(self, config: Any) -> tuple[int, int, int]:
@@ -229,6 +248,7 @@ class VideoAutoencoder(BaseAutoencoder):
         return padded.transpose(0, 1)[None].to(self.device, self.dtype)
 
     def _raw(self, chunk: Tensor) -> Tensor:
+        self.check_latents(chunk)
         shift, scale = self._factors(self.device)
         return (chunk[None].to(self.device).float() / scale + shift).to(self.dtype)
 

@@ -30,7 +30,7 @@ _PROBE_SIDE = 8
 
 def pass_cost(autoencoder: VideoAutoencoder, code: Code, blank: Blank) -> budget.Cost:
     """Return what a pass of `pass_frames` takes, and what is held between passes."""
-    shadow = _shadow(autoencoder)
+    shadow = without_values(autoencoder)
     frames = torch.cat(list(blank(shadow, 1 + _num_passes(autoencoder) * autoencoder.pass_frames)), dim=2)
 
     def peak(passes_at_once: int) -> int:
@@ -50,7 +50,7 @@ def tile_cost(autoencoder: VideoAutoencoder, code: Code, blank: Blank, network: 
     Args:
         network: that `code` uses, where its norms are shared.
     """
-    shadow, step = _shadow(autoencoder), autoencoder.pass_frames
+    shadow, step = without_values(autoencoder), autoencoder.pass_frames
     frames = 1 + _num_passes(autoencoder) * step
     peak, between = budget.live_bytes(code(shadow, blank(shadow, frames), lambda *_: step))
     pixels = (_PROBE_SIDE * autoencoder.spatial_factor) ** 2
@@ -80,7 +80,7 @@ def _blank(autoencoder: VideoAutoencoder, channels: int, side: int) -> Tensor:
     return torch.empty(1, channels, 1, side, side, device=autoencoder.device, dtype=autoencoder.dtype)
 
 
-def _shadow(autoencoder: VideoAutoencoder) -> VideoAutoencoder:
+def without_values(autoencoder: VideoAutoencoder) -> VideoAutoencoder:
     """Return an autoencoder like this one, without memory for its values."""
     kind = type(autoencoder.network)
     with torch.device("meta"):

@@ -11,6 +11,7 @@ from latentvid.cli import common
 from latentvid.cli.output import Output
 from latentvid.core.errors import CheckpointError, UsageError
 from latentvid.core.files import check_output
+from latentvid.core.text import shown
 
 if TYPE_CHECKING:
     from latentvid.autoencoders.base import BaseAutoencoder
@@ -105,7 +106,7 @@ def run(
     with out.progress("decoding", file.num_frames) as advance:
         done = decode_file(
             autoencoder,
-            latents,
+            file,
             output,
             any_vae=any_vae,
             audio_from=audio_from,
@@ -172,4 +173,4 @@ def _decode_foreign(
 def _tell(done: dict[str, Any], output: Path, out: Output) -> None:
     if done["tiles"] > 1:
         out.warn(f"to stay within --max-memory, frames were decoded in {done['tiles']} tiles; seams may show faintly")
-    out.result(done, f"{output}: {done['num_frames']} frames, {done['duration_s']:.2f} s")
+    out.result(done, f"{shown(output)}: {done['num_frames']} frames, {done['duration_s']:.2f} s")

@@ -19,6 +19,7 @@ from latentvid.cli import common
 from latentvid.cli.output import Output, columns
 from latentvid.core.errors import CheckpointError, InputError, LatentVidError, PartialFailure, UsageError
 from latentvid.core.memory import format_bytes
+from latentvid.core.text import shown
 
 
 class Share(NamedTuple):
@@ -291,11 +292,11 @@ def _outcome(result: dict[str, Any]) -> str:
 
 def _line(result: dict[str, Any]) -> str:
     if result["status"] == "failed":
-        return f"failed: {result['error']}"
+        return shown(f"failed: {result['error']}")
     if result["status"] == "planned":
-        return f"{result['source']} -> {result['output']}: latents {_outcome(result)}"
+        return shown(f"{result['source']} -> {result['output']}: latents {_outcome(result)}")
     before = f", {result['reason']}" if "reason" in result else ""
-    return f"{result['source']} -> {result['output']}, {result['num_frames']} frames{before}"
+    return shown(f"{result['source']} -> {result['output']}, {result['num_frames']} frames{before}")
 
 
 def _error(result: dict[str, Any]) -> LatentVidError:

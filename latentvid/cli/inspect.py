@@ -48,7 +48,7 @@ def _reader_for(thing: Path, reading: Reading) -> Callable[[Path], dict[str, Any
 
     if numbered_pictures(thing) is not None:
         return partial(_video, reading=reading)
-    if not thing.exists():
+    if not _exists(thing):
         from latentvid.core.places import checkpoint_names
 
         if str(thing) in checkpoint_names():
@@ -61,6 +61,13 @@ def _reader_for(thing: Path, reading: Reading) -> Callable[[Path], dict[str, Any
     if thing.suffix in (".yaml", ".yml"):
         return _config
     return partial(_video, reading=reading)
+
+
+def _exists(thing: Path) -> bool:
+    try:
+        return thing.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _video(path: Path, reading: Reading) -> dict[str, Any]:
@@ -78,10 +85,22 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
-    from latentvid.core.checkpoints import read_header
+    import os
 
-    header = read_header(path)
-    facts: dict[str, Any] = {"path": str(path), "num_bytes": path.stat().st_size}
+    from latentvid.core.errors import CheckpointError, InputError
+    from latentvid.core.headers import SEAL, check_seal, header_bytes, parse_header
+    from latentvid.core.reading import opened
+
+    try:
+        with opened(path) as handle:
+            num_bytes, data = os.fstat(handle).st_size, header_bytes(handle, path)
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
+    header = parse_header(data, num_bytes, path)
+    about = header.metadata
+    if SEAL in about or (about.get("format"), about.get("format_version")) == ("latentvid-latents", "2"):
+        check_seal(data, header, path)
+    facts: dict[str, Any] = {"path": str(path), "num_bytes": num_bytes}
     if "latents" in header.tensors:
         tensors = {name: [dtype, *shape] for name, (dtype, shape) in header.tensors.items()}
         return {"type": "latents", **facts, "tensors": tensors, "metadata": _unpacked(header.metadata)}
@@ -92,12 +111,12 @@ def _safetensors(path: Path) -> dict[str, Any]:
 
 def _unpacked(metadata: dict[str, str]) -> dict[str, Any]:
     """Return metadata with its lists and tables read; safetensors can hold words only."""
-    import json
+    from latentvid.core.reading import parse_json
 
     unpacked: dict[str, Any] = {}
     for key, text in sorted(metadata.items()):
         try:
-            unpacked[key] = json.loads(text) if text[:1] in ("[", "{") else text
+            unpacked[key] = parse_json(text) if text[:1] in ("[", "{") else text
         except ValueError:
             unpacked[key] = text
     return unpacked

@@ -5,7 +5,6 @@ Importing it loads no torch: a verb imports what it needs when it runs.
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -19,7 +18,9 @@ from typing import Annotated, Any
 import typer
 
 from latentvid import __version__
-from latentvid.core.errors import LatentVidError, ResourceError
+from latentvid.cli.output import say
+from latentvid.core.errors import LatentVidError, ResourceError, UsageError, as_known
+from latentvid.core.text import shown
 
 VERBS = {
     "inspect": "latentvid.cli.inspect",
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = _take_debug(words)
     _quieten_libraries(debug)
     try:
+        if any("\0" in word for word in words):
+            raise UsageError("a word of the command line holds a zero byte.")
         with _terminate_like_interrupt():
             code = _run(words)
             sys.stdout.flush()
@@ -133,9 +136,10 @@ def _failure(error: BaseException) -> int:
     if short is not None:
         _say(f"error: {short}; try --max-memory, a smaller size or fewer frames.")
         return ResourceError.exit_code
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        _say(f"error: {error.filename or 'the output'}: the disk is full; free space and repeat.")
-        return ResourceError.exit_code
+    known = as_known(error)
+    if known is not None:
+        _say(f"error: {known}")
+        return known.exit_code
     _say(f"error: internal error ({type(error).__name__}: {error}); rerun with --debug and report the traceback.")
     return 1
 
@@ -152,7 +156,7 @@ def _parser_failure(error: Any) -> int:
 
 
 def _say(text: str) -> None:
-    print(" ".join(text.split()), file=sys.stderr, flush=True)
+    say(shown(" ".join(text.split())), sys.stderr)
 
 
 def _take_debug(words: list[str]) -> bool:

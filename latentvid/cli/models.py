@@ -28,12 +28,15 @@ def run(json: common.Json = False, quiet: common.Quiet = False) -> None:
 
 def _facts(path: Any) -> dict[str, Any]:
     from latentvid.core.checkpoints import describe_checkpoint
-    from latentvid.core.errors import CheckpointError
+    from latentvid.core.errors import as_known
 
     try:
         return describe_checkpoint(path)
-    except CheckpointError as error:  # one damaged folder must not hide the others
-        return {"name": path.name, "path": str(path), "error": str(error)}
+    except Exception as error:  # one damaged folder must not hide the others
+        known = as_known(error)
+        if known is None:
+            raise
+        return {"name": path.name, "path": str(path), "error": str(known)}
 
 
 def _table(models: list[dict[str, Any]]) -> str:

@@ -7,7 +7,28 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
+
+from latentvid.core.text import printable, shown
+
+
+def say(text: str, stream: TextIO) -> None:
+    """Print a line, with escapes for what the stream's encoding lacks."""
+    print(printable(text, stream.encoding), file=stream, flush=True)
+
+
+def _json(facts: Any) -> str:
+    """Return JSON that keeps to ASCII where there is more in it than visible characters."""
+    text = json.dumps(facts, ensure_ascii=False)
+    return text if text.isprintable() and _fits(text) else json.dumps(facts)
+
+
+def _fits(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Advance(Protocol):
@@ -24,17 +45,17 @@ class Output:
         self.quiet = quiet
 
     def result(self, facts: Mapping[str, Any], text: str) -> None:
-        """Print the one result: `facts` as a JSON object, or else `text` for reading."""
-        print(json.dumps(facts, ensure_ascii=False) if self.as_json else text, flush=True)
+        """Print the one result: `facts` as a JSON object, or else `text`, of one or more lines, for reading."""
+        say(_json(facts) if self.as_json else shown(text, lines=True), sys.stdout)
 
     def note(self, text: str) -> None:
         """Say something about how it goes."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            say(shown(text), sys.stderr)
 
     def warn(self, text: str) -> None:
         """Say what the user should know even when quiet."""
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        say(f"warning: {shown(text)}", sys.stderr)
 
     @contextmanager
     def progress(self, label: str, total: int | None = None, unit: str = "frames") -> Iterator[Advance]:
@@ -91,7 +112,7 @@ def _bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
@@ -99,20 +120,20 @@ def _bar(label: str, total: int | None, unit: str) -> Iterator[Advance]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total)
+        task = bar.add_task(shown(label), total=total)
 
         def advance(step: int, note: str = "") -> None:
-            bar.update(task, advance=step, description=f"{label}; {note}" if note else label)
+            bar.update(task, advance=step, description=shown(f"{label}; {note}" if note else label))
 
         yield advance
 
 
 def table(facts: Mapping[str, Any], indent: int = 0) -> str:
     """Return facts as lines of "name: value", nested ones indented; those without a value are left out."""
-    shown = {key: value for key, value in facts.items() if value not in (None, [], {}, "")}
-    width = max((len(key) for key in shown), default=0)
+    told = {shown(key): value for key, value in facts.items() if value not in (None, [], {}, "")}
+    width = max((len(key) for key in told), default=0)
     lines = []
-    for key, value in shown.items():
+    for key, value in told.items():
         name = f"{' ' * indent}{key.replace('_', ' ')}:"
         if isinstance(value, Mapping):
             lines += [name, table(value, indent + 2)]
@@ -123,6 +144,7 @@ def table(facts: Mapping[str, Any], indent: int = 0) -> str:
 
 def columns(rows: list[list[str]]) -> str:
     """Return rows of cells, the first being the heads, as aligned columns."""
+    rows = [[shown(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
@@ -135,4 +157,4 @@ def _value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         text = ", ".join(_value(item) for item in value[:8])
         return f"{text}, ... ({len(value)})" if len(value) > 8 else text
-    return f"{value:,}" if isinstance(value, int) and abs(value) >= 100_000 else str(value)
+    return f"{value:,}" if isinstance(value, int) and abs(value) >= 100_000 else shown(value)

@@ -1,52 +1,40 @@
-"""What a checkpoint folder or a safetensors file says about itself, read without loading a weight."""
+"""What a checkpoint folder says about itself, read without loading a weight."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from safetensors import SafetensorError, safe_open
-
+from latentvid.core.config import parse_yaml
 from latentvid.core.errors import CheckpointError, InputError
-from latentvid.core.files import read_json
+from latentvid.core.headers import inside
+from latentvid.core.headers import read_header as read_header
+from latentvid.core.reading import read_json, read_start
+from latentvid.core.weights import PICKLES, find_weights
 
-_UNREAD = (".bin", ".ckpt", ".pt", ".pth")
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The table at the front of a safetensors file."""
-
-    metadata: dict[str, str]
-    tensors: dict[str, tuple[str, tuple[int, ...]]]
-    """Name to (dtype as the file writes it, shape)."""
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(math.prod(shape) for _, shape in self.tensors.values())
+LARGEST_CARD = 1 << 16
+"""Bytes of a model card that are looked at."""
+LARGEST_CONFIG = 1 << 22
+LARGEST_NUMBER = 1 << 14
+"""No width, count or size in a network's config is larger; one that is would take the machine down."""
 
 
-def read_header(path: str | Path) -> Header:
-    """Read the header of a safetensors file.
+def read_settings(path: Path, *, largest: int = LARGEST_NUMBER, may_be_infinite: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the config of a component, with numbers of this world.
+
+    Args:
+        largest: that a whole number, or the length of a list, may be.
+        may_be_infinite: keys of numbers that need not be finite.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or not safetensors.
+        CheckpointError: it is missing, damaged, or leads out of its folder; or a number is out of bounds.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file.")
-    try:
-        with safe_open(path, framework="np") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
-            tensors = {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
-            return Header(dict(opened.metadata() or {}), tensors)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged, or not a safetensors file ({error}).") from error
+    config = _config(path)
+    _check_numbers({k: v for k, v in config.items() if k not in may_be_infinite}, path, largest)
+    return config
 
 
 def describe_checkpoint(folder: str | Path) -> dict[str, Any]:
@@ -65,8 +53,12 @@ def describe_checkpoint(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} holds neither model_index.json nor config.json; it is no checkpoint.")
     card = _model_card(folder / "README.md")
     metrics = folder / "metrics.json"
+    try:
+        name = folder.resolve().name
+    except (OSError, RuntimeError, ValueError):
+        name = folder.name
     return {
-        "name": folder.resolve().name,
+        "name": name,
         "path": str(folder),
         **found,
         "license": card.get("license"),
@@ -83,7 +75,7 @@ def _pipeline(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
         if entry[1] is None:
             components[name] = None
             continue
-        if not (folder / name).is_dir() or Path(name).name != name:
+        if Path(name).name != name or "\0" in name or not inside(folder, folder / name).is_dir():
             raise CheckpointError(f"{folder}: the component {name!r} that model_index.json names is missing.")
         components[name] = {"class": str(entry[1]), **_component(folder / name)}
     present = [c for c in components.values() if c]
@@ -99,17 +91,23 @@ def _pipeline(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
 
 def _component(folder: Path) -> dict[str, Any]:
     config = _config(folder / "config.json") if (folder / "config.json").is_file() else {}
-    weights = sorted(folder.glob("*.safetensors"))
-    headers = [read_header(path) for path in weights]
-    kind = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
-    found: dict[str, Any] = {"class": str(kind)} if kind else {}
+    names = sorted(path.name for path in folder.iterdir())
+    weights = find_weights(folder, any_variant=True) if _has_weights(names) else None
+    kinds = config.get("_class_name") or config.get("architectures") or ""
+    kind = kinds[0] if isinstance(kinds, list) and kinds else kinds
+    found: dict[str, Any] = {"class": kind} if kind and isinstance(kind, str) else {}
     found |= {
-        "num_parameters": sum(header.num_parameters for header in headers),
-        "num_bytes": sum(path.stat().st_size for path in weights),
-        "dtypes": sorted({dtype for header in headers for dtype, _ in header.tensors.values()}),
+        "num_parameters": weights.num_parameters if weights else 0,
+        "num_bytes": sum(path.stat().st_size for path in weights.files) if weights else 0,
+        "dtypes": weights.dtypes if weights else [],
     }
-    unread = sorted(path.name for path in folder.iterdir() if path.suffix in _UNREAD)
+    read = {path.name for path in weights.files} if weights else set()
+    unread = [name for name in names if Path(name).suffix in PICKLES and name not in read]
     return {**found, "unread": unread} if unread else found
+
+
+def _has_weights(names: list[str]) -> bool:
+    return any(Path(name).suffix in (".safetensors", *PICKLES) for name in names)
 
 
 def _resolution(folder: Path) -> list[int] | None:
@@ -118,18 +116,35 @@ def _resolution(folder: Path) -> list[int] | None:
     if not (vae.is_file() and unet.is_file()):
         return None
     settings = _config(vae)
-    settings = settings.get("image_autoencoder") or settings
+    image = settings.get("image_autoencoder")
+    settings = image if isinstance(image, dict) else settings
     blocks = settings.get("block_out_channels") or settings.get("encoder_block_out_channels")
     size = _config(unet).get("sample_size")
-    if not blocks or not size:
-        return None
     sides = size if isinstance(size, list) else [size, size]
-    return [int(side) * 2 ** (len(blocks) - 1) for side in sides]
+    if not (isinstance(blocks, list) and 0 < len(blocks) < 32 and len(sides) == 2):
+        return None
+    if not all(type(side) is int and 0 < side < 1 << 24 for side in sides):
+        return None
+    return [side * 2 ** (len(blocks) - 1) for side in sides]
+
+
+def _check_numbers(value: Any, path: Path, largest: int) -> None:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        if len(value) > largest:
+            raise CheckpointError(f"{path}: a list of {len(value)} entries is none of a network's config.")
+        for item in value:
+            _check_numbers(item, path, largest)
+    elif isinstance(value, int) and abs(value) > largest:
+        raise CheckpointError(f"{path}: the number {value} is no size of a network.")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise CheckpointError(f"{path}: {value} is no setting of a network.")
 
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        config = read_json(path)
+        config = read_json(inside(path.parent, path), max_bytes=LARGEST_CONFIG)
     except InputError as error:
         raise CheckpointError(str(error)) from error
     if not isinstance(config, dict):
@@ -140,13 +155,13 @@ def _config(path: Path) -> dict[str, Any]:
 def _model_card(path: Path) -> dict[str, Any]:
     """Return the front matter of a model card; a card without one, or a broken one, says nothing."""
     try:
-        text = path.read_text(encoding="utf-8")[: 1 << 16]
-    except (OSError, UnicodeDecodeError):
+        text = read_start(inside(path.parent, path), LARGEST_CARD).decode("utf-8", errors="ignore")
+    except (CheckpointError, InputError):
         return {}
     if not text.startswith("---\n") or "\n---" not in text[4:]:
         return {}
     try:
-        card = yaml.safe_load(text[4 : text.index("\n---", 4)])
-    except yaml.YAMLError:
+        card = parse_yaml(text[4 : text.index("\n---", 4)])
+    except ValueError:
         return {}
     return json.loads(json.dumps(card, default=str)) if isinstance(card, dict) else {}

@@ -15,9 +15,14 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from latentvid.core.errors import UsageError, did_you_mean
+from latentvid.core.errors import InputError, UsageError, did_you_mean
+from latentvid.core.reading import DEEPEST, read_text
 
 MAX_BYTES = 1 << 20
+MOST_ENTRIES = 1 << 15
+"""Keys, values and lists of one file."""
+MOST_FILES = 32
+"""Which a config may extend, directly or not, counted as often as they are named."""
 
 
 class StrictModel(BaseModel):
@@ -75,7 +80,7 @@ def read_tree(path: str | Path) -> dict[str, Any]:
     Raises:
         UsageError: the file is missing, too large, not a YAML mapping, or extends itself.
     """
-    return _read(Path(path), ())
+    return _read(Path(path), (), [0])
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,24 +106,41 @@ def dump_config(config: BaseModel) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars, no aliases (they can grow without bound; `extends` serves), no duplicate keys."""
+    """YAML 1.2 scalars, no aliases (they can grow without bound; `extends` serves), no duplicate keys.
+
+    Values are null, yes and no, numbers, words, lists and mappings; how many there are, and how deep, is bounded.
+    """
 
     yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_constructors: dict[Any, Any] = {
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map")
+    }
+    num_nodes = depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.constructor.ConstructorError(
-                None, None, "aliases are not read; use 'extends'", self.peek_event().start_mark
-            )
-        return super().compose_node(parent, index)
+        problem = "aliases are not read; use 'extends'" if self.check_event(yaml.AliasEvent) else ""
+        self.num_nodes += 1
+        if self.num_nodes > MOST_ENTRIES:
+            problem = f"it has more than {MOST_ENTRIES:,} entries"
+        if self.depth > DEEPEST:
+            problem = "it is nested too deeply"
+        if problem:
+            raise yaml.constructor.ConstructorError(None, None, problem, self.peek_event().start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value]
-        for name, (key, _) in zip(names, node.value, strict=True):
-            if not isinstance(name, str):
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key.value, str):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
-            if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is given twice", key.start_mark)
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -135,39 +157,58 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 
 
-def _parse(text: str, place: str) -> Any:
+def parse_yaml(text: str) -> Any:
+    """Return YAML as plain data, without aliases and within bounds.
+
+    Raises:
+        ValueError: it is none, or not of the kind that is read here; the text says why, and in which line.
+    """
     try:
         return yaml.load(text, Loader=_Loader)
     except RecursionError:
-        raise UsageError(f"{place}: nested too deeply.") from None
-    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError("nested too deeply") from None
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
+        line = f"line {mark.line + 1}: " if mark else ""
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise UsageError(f"{place}{line}: not YAML we read ({problem}).") from error
+        raise ValueError(f"{line}{problem}") from error
 
 
-def _read(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
-    resolved = path.resolve()
+def _parse(text: str, place: str) -> Any:
+    try:
+        return parse_yaml(text)
+    except ValueError as error:
+        raise UsageError(f"{place}: not YAML we read ({error}).") from error
+
+
+def _read(path: Path, chain: tuple[Path, ...], num_read: list[int]) -> dict[str, Any]:
+    """Read a file and what it extends.
+
+    Args:
+        chain: the files that led here.
+        num_read: how many were read so far; one may be extended by many.
+    """
+    try:
+        resolved = path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a zero byte
+        raise UsageError(f"{path}: the config cannot be read ({error}).") from error
     if resolved in chain:
         names = " -> ".join(p.name for p in (*chain, resolved))
         raise UsageError(f"{path}: configs extend each other in a circle ({names}).")
+    num_read[0] += 1
+    if num_read[0] > MOST_FILES:
+        raise UsageError(f"{path}: the config extends more than {MOST_FILES} files.")
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path} is larger than {MAX_BYTES >> 20} MiB; that is no config.")
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: not UTF-8 text; that is no config.") from None
-    except OSError as error:
-        raise UsageError(f"{path}: the config cannot be read ({error.strerror}).") from error
-    tree = _parse(text, str(path))
+        tree = _parse(read_text(path, max_bytes=MAX_BYTES), str(path))
+    except InputError as error:
+        raise UsageError(f"{str(error).rstrip('.')}; a config is a YAML file.") from error
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
         raise UsageError(f"{path}: a config is a mapping of keys to values, not a {type(tree).__name__}.")
     merged: dict[str, Any] = {}
     for parent in _parents(tree.pop("extends", ()), path):
-        merged = merge(merged, _read(path.parent / parent, (*chain, resolved)))
+        merged = merge(merged, _read(path.parent / parent, (*chain, resolved), num_read))
     return merge(merged, tree)
 
 
@@ -185,7 +226,7 @@ def _override(tree: dict[str, Any], wanted: dict[str, Any], text: str) -> tuple[
     if not equals or not all(path):
         raise UsageError(f"--set {text!r}: write it as key.subkey=value.")
     parsed = _parse(value, f"--set {key.strip()}")
-    if any(step.isdigit() for step in path):
+    if any(_is_position(step) for step in path):
         return _replaced(merge(tree, wanted), path, parsed, text), {}
     leaf: Any = parsed
     for step in reversed(path):
@@ -193,12 +234,16 @@ def _override(tree: dict[str, Any], wanted: dict[str, Any], text: str) -> tuple[
     return tree, merge(wanted, leaf)
 
 
+def _is_position(step: str) -> bool:
+    return step.isascii() and step.isdigit() and len(step) < 10
+
+
 def _replaced(node: Any, path: Sequence[str], value: Any, text: str) -> Any:
     if not path:
         return merge(node, value) if isinstance(node, Mapping) and isinstance(value, Mapping) else value
     step, rest = path[0], path[1:]
     if isinstance(node, list):
-        if not step.isdigit() or int(step) >= len(node):
+        if not _is_position(step) or int(step) >= len(node):
             raise UsageError(f"--set {text!r}: {step!r} is no position in a list of {len(node)}.")
         return [_replaced(item, rest, value, text) if i == int(step) else item for i, item in enumerate(node)]
     if not isinstance(node, Mapping) and node is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -40,6 +41,37 @@ class PartialFailure(LatentVidError):
     """Some items of a batch failed; the others are done."""
 
     exit_code = 6
+
+
+def as_known(error: BaseException) -> LatentVidError | None:
+    """Return what a failure of the system or of text is in our terms; None for what may be a fault of ours.
+
+    The last resort, where no sentence of more sense was made closer to the failure.
+    """
+    if isinstance(error, LatentVidError):
+        return error
+    if isinstance(error, MemoryError):
+        return ResourceError(f"out of memory ({error or 'the system refused'}); try --max-memory, or a smaller size.")
+    if isinstance(error, RecursionError):
+        return InputError("a file is nested too deeply to be read.")
+    if isinstance(error, UnicodeError):
+        return InputError(
+            f"a name or text cannot be read as UTF-8 ({error.reason if hasattr(error, 'reason') else error})."
+        )
+    if isinstance(error, ValueError) and "null byte" in str(error):
+        return UsageError("the name of a file holds a zero byte.")
+    return _of_system(error) if isinstance(error, OSError) and error.errno else None
+
+
+def _of_system(error: OSError) -> LatentVidError:
+    place, why = error.filename or "a file", error.strerror or type(error).__name__
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ResourceError(f"{place}: the disk is full; free space and repeat.")
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM):
+        return ResourceError(f"{place}: {why}.")
+    if error.errno in (errno.ENAMETOOLONG, errno.EROFS, errno.EPERM):
+        return UsageError(f"{place}: {why}; name it otherwise.")
+    return InputError(f"{place}: {why}.")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

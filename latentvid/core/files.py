@@ -18,7 +18,8 @@ try:
 except ImportError:  # Windows: no locks; what a killed process leaves is not told from what a living one writes
     fcntl = None  # type: ignore[assignment]
 
-from latentvid.core.errors import InputError, ResourceError, UsageError
+from latentvid.core.errors import ResourceError, UsageError
+from latentvid.core.reading import read_json as read_json
 
 LOCK = ".lock"
 
@@ -61,14 +62,23 @@ def _open_beside(target: Path) -> tuple[int | None, Path]:
     The name is always the same, so that what a killed process left is found and used again; where a living one holds
     it, the name is one of chance.
     """
-    usual = target.parent / f".{target.stem[:40]}.{hashlib.sha256(target.name.encode()).hexdigest()[:8]}{target.suffix}"
+    start = _beginning(target.stem)
+    usual = target.parent / f".{start}.{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]}{target.suffix}"
     handle = _open_locked(usual)
     if handle is not None:
         return handle, usual
     with resource_errors(target):
-        other, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem[:40]}.", suffix=target.suffix)
+        other, name = tempfile.mkstemp(dir=target.parent, prefix=f".{start}.", suffix=target.suffix)
     os.close(other)
     return None, Path(name)
+
+
+def _beginning(name: str) -> str:
+    """Return up to 40 characters of a name, and so few bytes that a longer name can be made of them."""
+    start = name[:40]
+    while len(os.fsencode(start)) > 80:
+        start = start[:-1]
+    return start
 
 
 def _open_locked(path: Path) -> int | None:
@@ -120,6 +130,8 @@ def resource_errors(target: Path) -> Iterator[None]:
             raise ResourceError(
                 f"{target}: the disk is full; nothing was overwritten. Free space and repeat."
             ) from error
+        if error.errno == errno.ENAMETOOLONG:
+            raise UsageError(f"{target}: the name is too long for this file system; name it otherwise.") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UsageError(f"{target}: cannot be written ({error.strerror}).") from error
         raise
@@ -128,11 +140,13 @@ def resource_errors(target: Path) -> Iterator[None]:
 def check_output(target: str | Path, *, overwrite: bool) -> None:
     """Refuse an output that exists (unless `overwrite`) or that is a folder; make its parent folders."""
     target = Path(target)
-    if target.is_dir():
-        raise UsageError(f"{target} is a folder; name a file.")
-    if target.exists() and not overwrite:
-        raise UsageError(f"{target} exists; pass --overwrite to replace it.")
+    if "\0" in str(target):
+        raise UsageError(f"{target}: a file's name cannot hold a zero byte.")
     with resource_errors(target):
+        if target.is_dir():
+            raise UsageError(f"{target} is a folder; name a file.")
+        if target.exists() and not overwrite:
+            raise UsageError(f"{target} exists; pass --overwrite to replace it.")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
@@ -142,24 +156,8 @@ def check_output(target: str | Path, *, overwrite: bool) -> None:
 def write_json(target: str | Path, data: Any) -> None:
     """Write `data` as indented JSON, atomically."""
     with atomic_path(target) as beside:
-        beside.write_text(json.dumps(data, indent=2, sort_keys=False, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: str | Path, *, max_bytes: int = 64 << 20) -> Any:
-    """Read a JSON file of bounded size.
-
-    Raises:
-        InputError: it is missing, too large, or not JSON.
-    """
-    path = Path(path)
-    try:
-        if path.stat().st_size > max_bytes:
-            raise InputError(f"{path} is larger than {max_bytes >> 20} MiB; that is no JSON of ours.")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}).") from error
+        text = json.dumps(data, indent=2, sort_keys=False, ensure_ascii=False) + "\n"
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")  # names that are no UTF-8, as JSON escapes
 
 
 def sha256_of(path: str | Path) -> str:

@@ -30,7 +30,10 @@ def checkpoint_names() -> list[str]:
 
 def is_checkpoint(folder: Path) -> bool:
     """Say whether a folder has the layout of a diffusers pipeline or of one of its components."""
-    return (folder / "model_index.json").is_file() or (folder / "config.json").is_file()
+    try:
+        return (folder / "model_index.json").is_file() or (folder / "config.json").is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def find_checkpoint(name: str | Path) -> Path:
@@ -44,7 +47,7 @@ def find_checkpoint(name: str | Path) -> Path:
         if is_checkpoint(folder):
             return folder
     for folder in places:
-        if folder.is_dir():
+        if _is_folder(folder):
             raise CheckpointError(f"{folder} holds neither model_index.json nor config.json; it is no checkpoint.")
     raise CheckpointError(
         f"checkpoint {str(name)!r} is neither a folder nor a name in {checkpoints_folder()}"
@@ -63,6 +66,13 @@ def only_checkpoint(flag: str) -> Path:
         return checkpoints_folder() / names[0]
     here = f"{checkpoints_folder()} holds {', '.join(names) or 'none'}"
     raise CheckpointError(f"which checkpoint? Name one with {flag}; {here}.")
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _folder(name: str, variable: str) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from latentvid.core.errors import InputError, UsageError, did_you_mean
+from latentvid.core.reading import parse_json, read_bytes, read_start
 from latentvid.data.text_files import decode_text, warn_of_odd_bytes
 from latentvid.video.footage import STILL_SUFFIXES, VIDEO_SUFFIXES
 
@@ -26,6 +26,7 @@ _MAX_BYTES = 1 << 16
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,2}[A-Za-z]")
 """What the suffix of a file looks like; that of a version or a number does not."""
 _LINE_END = re.compile(r"\r\n|\r|\n")
+_LARGEST_TABLE = 1 << 28
 _LABEL = re.compile(r"\{(\w+)\}")
 
 Record = dict[str, list[str]]
@@ -128,8 +129,8 @@ def _beside(path: Path) -> list[Record]:
     if not data:
         return []
     try:
-        said = json.loads(_strict(data))
-    except (ValueError, RecursionError) as error:
+        said = parse_json(_strict(data))
+    except ValueError as error:
         raise InputError(f"{place}: not JSON ({error}); mend it or take it away.") from error
     if not isinstance(said, dict):
         raise InputError(f'{place}: captions are a mapping, such as {{"caption": "..."}}.')
@@ -138,24 +139,24 @@ def _beside(path: Path) -> list[Record]:
 
 def _start_of(path: Path) -> bytes:
     try:
-        with path.open("rb") as stream:
-            return stream.read(_MAX_BYTES)
-    except OSError:
+        return read_start(path, _MAX_BYTES)
+    except InputError:
         return b""
 
 
 def _read_table(path: Path) -> dict[Path, list[Record]]:
     rows: dict[Path, list[Record]] = {}
     is_lines = path.suffix.lower() in (".jsonl", ".ndjson")
+    kind = "JSON lines" if is_lines else "CSV"
     try:
-        stream = io.StringIO(_strict(path.read_bytes()), newline="")
+        stream = io.StringIO(_strict(read_bytes(path, max_bytes=_LARGEST_TABLE)), newline="")
         for row in _objects(stream) if is_lines else _csv_rows(stream, path):
             file = _place(path.parent / str(row.pop(FILE, None) or ""))
             rows.setdefault(file, []).append(_record(row))
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise InputError(
-            f"{path}: cannot be read as a {'JSON lines' if is_lines else 'CSV'} table ({error})."
-        ) from error
+    except InputError as error:
+        raise InputError(f"{str(error).rstrip('.')}; it cannot be read as a {kind} table.") from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a {kind} table ({error}).") from error
     return rows
 
 
@@ -171,7 +172,7 @@ def _csv_rows(stream: io.StringIO, path: Path) -> Iterator[dict[str, Any]]:
 
 def _objects(stream: io.StringIO) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(stream, 1):
-        row = json.loads(line) if line.strip() else {FILE: ""}
+        row = parse_json(line) if line.strip() else {FILE: ""}
         if not isinstance(row, dict) or not isinstance(row.get(FILE), str):
             raise ValueError(f"line {number} is no object with the name {FILE!r}")
         if line.strip():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from latentvid.core.errors import UsageError
+from latentvid.core.errors import CheckpointError, UsageError
 
 _SHOWN = 200
 """Characters of a left out text that a warning quotes."""
@@ -97,10 +97,20 @@ def _warn(text: str) -> None:
 
 
 def embed(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str]) -> Tensor:
-    """Return the last hidden states of `prompts`, [b l d], cut where they are longer than the encoder takes."""
+    """Return the last hidden states of `prompts`, [b l d], cut where they are longer than the encoder takes.
+
+    Raises:
+        CheckpointError: they are no numbers.
+    """
     ids = tokenize(tokenizer, prompts, text_length(tokenizer, text_encoder))
     with torch.no_grad():
-        return text_encoder(ids.to(text_encoder.device)).last_hidden_state
+        found = text_encoder(ids.to(text_encoder.device)).last_hidden_state
+    if not torch.isfinite(found).all():
+        raise CheckpointError(
+            "the text encoder gave values that are no numbers: it overflows, or its weights are damaged; try --dtype "
+            "fp32."
+        )
+    return found
 
 
 def cross_fade(before: Tensor, after: Tensor, num_frames: int) -> Tensor:

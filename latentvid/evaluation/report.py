@@ -14,6 +14,7 @@ from PIL import Image
 
 import latentvid
 from latentvid.core.files import atomic_path, safe_name, write_json
+from latentvid.core.text import shown
 from latentvid.metrics.plot import Panel, Series, line_chart
 
 FORMAT_VERSION = 1
@@ -100,12 +101,12 @@ class Report:
         for result in self.results:
             size = f"{result.width}x{result.height}"
             cells = _cells(result.values, columns)
-            rows.append([result.clip, str(result.num_frames), size, result.autoencoder, *cells])
+            rows.append([shown(result.clip), str(result.num_frames), size, result.autoencoder, *cells])
         num_clips = len({result.clip for result in self.results})
         for name in self.autoencoders:
             rows.append([f"mean of {num_clips}", "", "", name, *_cells(means[name], columns)])
         parts = [markdown_table(rows, num_text_columns=4), *self.comparisons()]
-        parts += [f"{clip}: {why}" for clip, why in self.failures.items()]
+        parts += [shown(f"{clip}: {why}") for clip, why in self.failures.items()]
         return "\n\n".join(parts) + "\n"
 
     def to_dict(self) -> dict[str, Any]:

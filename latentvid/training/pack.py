@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from latentvid.autoencoders.latent_file import LatentFile
 from latentvid.core.errors import CheckpointError, UsageError
 from latentvid.core.files import safe_name
+from latentvid.core.text import utf8
 from latentvid.data.captions import caption_of
 from latentvid.data.latent_shards import LatentShards, ShardWriter
 from latentvid.data.text_files import warn_of_odd_bytes
@@ -39,7 +41,7 @@ def pack_files(files: Iterable[tuple[str, Path, Path]], writer: ShardWriter, *, 
         caption = caption_of(clip, odd)
         for start, stop in _windows(file.num_latents, num_frames):
             # Safe names of different files may meet; their hashes do not.
-            key = f"{safe_name(name)[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}-{start:06d}"
+            key = f"{safe_name(name)[:60]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}-{start:06d}"
             dtype = torch.float16 if file.precision == "F16" else torch.float32
             writer.add(
                 key.replace(".", "-"), file.read(start, stop).to(dtype), _about(file, name, start, stop), caption
@@ -47,13 +49,16 @@ def pack_files(files: Iterable[tuple[str, Path, Path]], writer: ShardWriter, *, 
     warn_of_odd_bytes(odd)
 
 
-def open_packed(places: Sequence[str | Path], latent_space: str, *, num_frames: int) -> LatentShards:
+def open_packed(
+    places: Sequence[str | Path], latent_space: str, *, num_frames: int, num_channels: int | None = None
+) -> LatentShards:
     """Open shards to train on, once all of them are known to fit.
 
     Args:
         places: tar files, or folders of them.
         latent_space: that of the autoencoder that is trained with; see `BaseAutoencoder.latent_space`.
         num_frames: of a training window.
+        num_channels: of the autoencoder's latents, where they are to be compared.
 
     Raises:
         CheckpointError: a shard is missing or damaged, or another autoencoder's.
@@ -71,14 +76,17 @@ def open_packed(places: Sequence[str | Path], latent_space: str, *, num_frames: 
                 f"{where}: {key} was encoded with {about.get('vae') or 'another autoencoder'}, whose latent space is"
                 " not that of the recipe's vae; name that one there, or encode again."
             )
-        if int(about.get("num_latents", 0)) < num_frames:
+        length, channels, height, width = shards.shapes[number]
+        if num_channels not in (None, channels):
+            raise CheckpointError(f"{where}: {key} has {channels} channels, and the recipe's vae has {num_channels}.")
+        if length < num_frames:
             raise UsageError(
-                f"{where}: {key} has {about.get('num_latents', 0)} latents, and windows of {num_frames} are trained"
-                f" on; pack with --pack-frames {num_frames} or more."
+                f"{where}: {key} has {length} latents, and windows of {num_frames} are trained on; pack with "
+                f"--pack-frames {num_frames} or more."
             )
-        sizes.add((about.get("width"), about.get("height")))
+        sizes.add((about.get("width", width), about.get("height", height), channels))
     if len(sizes) > 1:
-        seen = " and ".join(f"{width}x{height}" for width, height in sorted(sizes, key=str)[:2])
+        seen = " and ".join(f"{width}x{height}" for width, height, _ in sorted(sizes, key=str)[:2])
         raise UsageError(f"{where}: clips of {seen} do not stack; encode them in one size.")
     return shards
 
@@ -94,7 +102,7 @@ def _windows(num_latents: int, length: int) -> Iterator[tuple[int, int]]:
 def _about(file: LatentFile, name: str, start: int, stop: int) -> dict[str, Any]:
     meta = file.meta
     return {
-        "name": name,
+        "name": utf8(name),
         "source_sha256": meta.source_sha256,
         "first_latent": start,
         "num_latents": stop - start,

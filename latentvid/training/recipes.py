@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from latentvid.autoencoders.image import ImageAutoencoder
 from latentvid.autoencoders.load import load_image_autoencoder
 from latentvid.autoencoders.temporal import TemporalAutoencoder
+from latentvid.core.checkpoints import LARGEST_NUMBER
 from latentvid.core.config import StrictModel, load_config, read_tree
 from latentvid.core.errors import CheckpointError, UsageError, did_you_mean
 from latentvid.core.files import read_json, write_json
@@ -51,14 +52,21 @@ RECIPE = "recipe.json"
 """What a run was begun with, in its folder."""
 OnPrepared = Callable[[int, int], None]
 """(done, total) of the clips being prepared."""
+MOST_LAYERS = 64
+"""Of one kind in a row."""
+Widths = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=LARGEST_NUMBER)], ...],
+    Field(min_length=1, max_length=16),
+]
+"""Channels of each stage."""
 
 
 class AutoencoderNetwork(StrictModel):
     """Sizes of a diffusers `AutoencoderKL`; each entry of `block_out_channels` after the first halves the picture."""
 
-    block_out_channels: tuple[int, ...] = (16, 32, 64, 96)
-    layers_per_block: int = Field(1, ge=1)
-    latent_channels: int = Field(4, ge=1)
+    block_out_channels: Widths = (16, 32, 64, 96)
+    layers_per_block: int = Field(1, ge=1, le=MOST_LAYERS)
+    latent_channels: int = Field(4, ge=1, le=LARGEST_NUMBER)
     norm_num_groups: int = Field(8, ge=1)
 
     def build(self, sample_size: int) -> Any:
@@ -94,13 +102,13 @@ class AutoencoderRecipe(StrictModel):
 class UNetSizes(StrictModel):
     """Sizes of the temporal U-Net; every resolution has spatial, text and temporal attention unless left out."""
 
-    block_out_channels: tuple[int, ...] = (64, 128, 160)
+    block_out_channels: Widths = (64, 128, 160)
     attention: tuple[bool, ...] = (False, True, True)
     """Whether each resolution, from the finest, has transformers."""
-    layers_per_block: int = Field(1, ge=1)
+    layers_per_block: int = Field(1, ge=1, le=MOST_LAYERS)
     num_heads: int = Field(4, ge=1)
     norm_num_groups: int = Field(16, ge=1)
-    temporal_num_convs: int = Field(2, ge=1)
+    temporal_num_convs: int = Field(2, ge=1, le=MOST_LAYERS)
 
     def build(self, channels: int, sample_size: int, text_width: int) -> TemporalUNet:
         down = tuple("CrossAttnDownBlock2D" if wanted else "DownBlock2D" for wanted in self.attention)
@@ -124,11 +132,11 @@ class UNetSizes(StrictModel):
 class TextSizes(StrictModel):
     """Sizes of a small CLIP text encoder trained with the model."""
 
-    width: int = Field(128, ge=8)
-    num_layers: int = Field(3, ge=1)
+    width: int = Field(128, ge=8, le=LARGEST_NUMBER)
+    num_layers: int = Field(3, ge=1, le=MOST_LAYERS)
     num_heads: int = Field(4, ge=1)
-    max_length: int = Field(32, ge=8)
-    vocab_size: int = Field(1024, ge=514)
+    max_length: int = Field(32, ge=8, le=LARGEST_NUMBER)
+    vocab_size: int = Field(1024, ge=514, le=1 << 20)
 
     def build(self, captions: list[str]) -> tuple[CLIPTokenizer, CLIPTextModel]:
         tokenizer = build_tokenizer(captions, vocab_size=self.vocab_size, max_length=self.max_length)
@@ -273,7 +281,7 @@ class DecoderRecipe(StrictModel):
     """Clips to validate on; by default the last ones of the source."""
     cache: str | None = None
     """Where encoded clips are kept; by default in the run's folder."""
-    temporal_num_convs: int = Field(2, ge=1)
+    temporal_num_convs: int = Field(2, ge=1, le=MOST_LAYERS)
     lpips_trunk: str | None = None
     """Weights of the network that LPIPS looks through; needed where the loss has an lpips term."""
     lpips_net: Literal["squeeze", "alex", "vgg"] = "squeeze"
@@ -339,7 +347,12 @@ class _Preparation:
             parts = [self.latents(name, part.source, num_frames) for part in source.parts]
             return Mixture(parts, [part.weight for part in source.parts])
         if isinstance(source, LatentShardsConfig):
-            return open_packed(source.paths, self.vae.latent_space(), num_frames=num_frames)
+            return open_packed(
+                source.paths,
+                self.vae.latent_space(),
+                num_frames=num_frames,
+                num_channels=self.vae.latent_channels,
+            )
         return self.encoded(name, source)
 
     def encoded(self, name: str, source: SourceConfig, *, keep_pixels: bool = False) -> LatentCache:

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 
+from latentvid.core.checkpoints import LARGEST_NUMBER
 from latentvid.core.config import StrictModel
 from latentvid.core.errors import UsageError
 from latentvid.core.rng import Rng
@@ -35,9 +36,9 @@ class WorldConfig(StrictModel):
     kind: Literal["world"] = "world"
     name: Literal["sky"] = "sky"
     num_clips: int = Field(1000, ge=1)
-    num_frames: int = Field(16, ge=1)
+    num_frames: int = Field(16, ge=1, le=LARGEST_NUMBER)
     """1 makes stills."""
-    size: int = Field(128, ge=16)
+    size: int = Field(128, ge=16, le=LARGEST_NUMBER)
     """Height and width in pixels."""
     captions_per_clip: int = Field(4, ge=1)
     twins: bool = False
@@ -71,8 +72,8 @@ class _FootageFields(StrictModel):
     paths: list[str]
     num_clips: int = Field(1000, ge=1)
     """Random crops to draw, not files."""
-    num_frames: int = Field(16, ge=1)
-    size: int = Field(128, ge=16)
+    num_frames: int = Field(16, ge=1, le=LARGEST_NUMBER)
+    size: int = Field(128, ge=16, le=LARGEST_NUMBER)
     strides: list[Annotated[int, Field(ge=1)]] = Field([1], min_length=1)
     """Every n-th frame, one of these at random."""
     still_share: float = Field(0.0, ge=0, le=1)
@@ -127,9 +128,9 @@ class StillsConfig(StrictModel):
     paths: list[str]
     num_clips: int = Field(1000, ge=1)
     """Paths to draw; every picture is taken equally often."""
-    num_frames: int = Field(16, ge=1)
+    num_frames: int = Field(16, ge=1, le=LARGEST_NUMBER)
     """1 makes crops."""
-    size: int = Field(128, ge=16)
+    size: int = Field(128, ge=16, le=LARGEST_NUMBER)
     min_scale: float = Field(0.6, gt=0, le=1)
     """The narrowest view, in shares of the widest."""
     max_pan: float = Field(0.3, ge=0, le=1)

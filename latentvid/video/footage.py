@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def find_named(paths: Iterable[str | Path], *, stills: bool = False, numbered: b
 
 def shard_of(name: str, num_shards: int) -> int:
     """Return which of `num_shards` shares, from 1, a file of this name falls to, whatever other files there are."""
-    return 1 + int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % num_shards
+    return 1 + int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") % num_shards
 
 
 def _expand(path: Path, suffixes: frozenset[str], *, numbered: bool) -> list[tuple[Path, str]]:
@@ -75,7 +76,7 @@ def _expand(path: Path, suffixes: frozenset[str], *, numbered: bool) -> list[tup
         if not numbered and (found := _numbered(files)):
             raise _without_rate(min(found))
         raise InputError(f"{path}: holds no videos (looked for {', '.join(sorted(suffixes)[:6])} and so on).")
-    return [(file, file.relative_to(base).as_posix()) for file in sorted([*known, *folders])]
+    return [(file, _name(file, base)) for file in sorted([*known, *folders])]
 
 
 def _numbered(files: Iterable[Path]) -> set[Path]:
@@ -92,6 +93,12 @@ def _fixed_part(pattern: Path) -> Path:
     """Return the folder that all matches of a pattern lie in."""
     fixed = [part for part in pattern.parents if not glob.has_magic(str(part))]
     return fixed[0]
+
+
+def _name(file: Path, base: Path) -> str:
+    """Return a file's name as seen from a folder, without steps back; the last part alone for one that lies outside."""
+    name = Path(os.path.normpath(file.relative_to(base)))
+    return file.name if ".." in name.parts or name.is_absolute() else name.as_posix()
 
 
 def _is_hidden(path: Path) -> bool:

@@ -84,6 +84,12 @@ def test_names_of_old_checkpoints_are_understood(folder: Path) -> None:
         {"block_out_channels": [8]},
         {"block_out_channels": [1 << 30, 1 << 30]},
         {"layers_per_block": 10**9},
+        {"layers_per_block": 16384},
+        {"scaling_factor": "x"},
+        {"scaling_factor": None},
+        {"scaling_factor": 0},
+        {"shift_factor": [0, 0]},
+        {"act_fn": "nothing"},
         {"norm_num_groups": 3},
         {"down_block_types": ["Nothing", "Nothing"]},
     ],
@@ -149,6 +155,43 @@ def test_weights_of_unknown_origin_have_no_delta(tmp_path: Path) -> None:
     assert not network.has_delta
     with pytest.raises(UsageError, match="unknown origin"):
         network.save_delta(tmp_path / "delta")
+
+
+@pytest.mark.parametrize(("runtime", "hint"), [(None, "weights are damaged"), (CPU16, "bf16; try --dtype fp32")])
+def test_values_that_are_no_numbers_say_where_they_come_from(folder: Path, runtime: Runtime | None, hint: str) -> None:
+    network = load_autoencoder(folder, runtime=runtime)
+    latents = torch.zeros(3, 1, 4, 4)
+    with pytest.raises(CheckpointError, match=r"denoiser.*--dtype"):
+        list(network.decode([latents / 0]))
+    for part, run in (
+        ("decoder", lambda: network.decode([latents])),
+        ("encoder", lambda: network.encode([latents[None, :, 0]])),
+    ):
+        damaged = next(getattr(network, part).parameters())
+        damaged.data.fill_(torch.inf)
+        with pytest.raises(CheckpointError, match=rf"the {part} of vae .*{hint}"):
+            list(run())
+
+
+@pytest.mark.parametrize("how", [{"variant": "fp16"}, {"max_shard_size": 20_000}, {"safe_serialization": False}])
+def test_what_is_saved_in_other_ways_loads(how: dict[str, object], tmp_path: Path) -> None:
+    for number, network in enumerate((image_network("kl"), grown("kl", trained=True))):
+        network.save_pretrained(tmp_path / str(number), **how)
+        loaded = load_autoencoder(tmp_path / str(number), variant=how.get("variant"))
+        assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in network.state_dict().items())
+
+
+def test_a_delta_looks_for_its_image_autoencoder_among_the_checkpoints_only(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = TemporalAutoencoder.from_image(load_autoencoder(folder))
+    network.save_delta(tmp_path / "delta")
+    monkeypatch.setenv("LATENTVID_CHECKPOINTS", str(tmp_path))
+    assert load_autoencoder(tmp_path / "delta").image_weights() == network.image_weights()
+    for name in (str(folder), f"../{tmp_path.name}/vae", "a\0b", "x" * 5000, 3, None):
+        edit(tmp_path / "delta", image_name=name)
+        with pytest.raises(CheckpointError, match="holds temporal layers only"):
+            load_autoencoder(tmp_path / "delta")
 
 
 def test_memory_that_does_not_suffice_is_said(folder: Path) -> None:

@@ -105,6 +105,15 @@ def test_refusals_name_the_place(tmp_path: Path, text: str, sentence: str) -> No
         "? [a, b]\n: 1",
         "\x00",
         "steps: " + "[" * 5000,
+        "steps: " + "[" * 70 + "]" * 70,
+        "name: !!binary aGk=",
+        "name: !!set {x}",
+        "name: !!timestamp 2020-01-01",
+        "name: !!bool maybe",
+        "name: !!int ''",
+        "name: !!float ''",
+        "steps: " + "9" * 5000,
+        "".join(f"k{n}: 1\n" for n in range(20_000)),
     ],
 )
 def test_refuses_what_is_not_plain_data(tmp_path: Path, text: str) -> None:
@@ -161,6 +170,13 @@ def test_extends_in_a_circle_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "other.yaml", "extends: run.yaml\n")
     assert "circle" in refusal(tmp_path, "extends: other.yaml\nsteps: 1\n")
     assert "circle" in refusal(tmp_path, "extends: run.yaml\nsteps: 1\n")
+
+
+def test_what_one_config_extends_is_bounded(tmp_path: Path) -> None:
+    for level in range(6):
+        write(tmp_path, f"{level}.yaml", f"extends: [{level + 1}.yaml, {level + 1}.yaml]\n")
+    write(tmp_path, "6.yaml", "steps: 1\n")
+    assert "more than 32 files" in refusal(tmp_path, "extends: 0.yaml\n")
 
 
 def test_extending_one_file_twice_is_no_circle(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from latentvid.core.errors import UsageError
-from latentvid.core.files import atomic_path
+from latentvid.core.files import atomic_path, read_json, write_json
 
 STUCK = """
 import sys, time
@@ -73,3 +74,21 @@ def test_a_writer_within_a_writer(tmp_path: Path) -> None:
             inner.write_bytes(b"inner")
         assert target.read_bytes() == b"inner"
     assert (names(tmp_path), target.read_bytes()) == (["a.bin"], b"outer")
+
+
+def test_names_that_are_no_text_pass_through_json(tmp_path: Path) -> None:
+    name = os.fsdecode(b"latin_\xe9 \xc3\xa9.png")
+    write_json(tmp_path / "a.json", {"clip": name})
+    assert read_json(tmp_path / "a.json") == {"clip": name}
+
+
+def test_temporary_names_fit_where_the_name_itself_does(tmp_path: Path) -> None:
+    for name in ("日" * 80 + ".json", "a" * 250 + ".json", os.fsdecode(b"\xe9" * 250) + ".json"):
+        write_json(tmp_path / name, 1)
+        with atomic_path(tmp_path / name) as one, atomic_path(tmp_path / name) as other:
+            assert one != other
+            for beside in (one, other):
+                beside.write_text("2")
+        assert read_json(tmp_path / name) == 2
+    with pytest.raises(UsageError, match="too long"):
+        write_json(tmp_path / ("a" * 251 + ".json"), 1)
