@@ -24,7 +24,8 @@ from torch import Tensor
 from latentvid.autoencoders.base import BaseAutoencoder, numbers
 from latentvid.autoencoders.latent_file import FORMAT
 from latentvid.core.checkpoints import read_header
-from latentvid.core.errors import CheckpointError, UsageError
+from latentvid.core.errors import CheckpointError, InputError, UsageError
+from latentvid.core.reading import read_start
 from latentvid.video.writer import VideoWriter
 
 Scaling = Literal["raw", "model"]
@@ -193,13 +194,10 @@ def check_channels(autoencoder: BaseAutoencoder, latents: ForeignLatents) -> Non
 
 
 def _start(path: Path) -> bytes:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file.")
     try:
-        with path.open("rb") as stream:
-            return stream.read(8)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from error
+        return read_start(path, 8)
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
