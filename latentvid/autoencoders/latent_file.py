@@ -143,7 +143,7 @@ def describe(
         scaling_factor=autoencoder.scaling_factor,
         shift_factor=autoencoder.shift_factor,
         spatial_factor=autoencoder.spatial_factor,
-        temporal_factor=autoencoder.temporal_factor,
+        temporal_factor=autoencoder.grid.step,
         height=height,
         width=width,
         fps=fps,
@@ -355,7 +355,7 @@ class LatentFile:
             CheckpointError: it does not fit.
         """
         own = (self.channels, self.meta.spatial_factor, self.meta.temporal_factor)
-        other = (autoencoder.latent_channels, autoencoder.spatial_factor, autoencoder.temporal_factor)
+        other = (autoencoder.latent_channels, autoencoder.spatial_factor, autoencoder.grid.step)
         if own != other:
             raise CheckpointError(
                 f"{self.path} holds latents of {_geometry(*own)}; {autoencoder.name or 'this autoencoder'} takes "
