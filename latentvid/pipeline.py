@@ -17,6 +17,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from latentvid.autoencoders.base import FilmDecoder
 from latentvid.autoencoders.budget import working_bytes
 from latentvid.autoencoders.image import ImageAutoencoder
 from latentvid.autoencoders.temporal import TemporalAutoencoder
@@ -35,7 +36,6 @@ from latentvid.extension.rules import ContextRule, OverlapRule, RuleConfig, Sett
 from latentvid.noise.prior import NoisePrior
 from latentvid.sampling import SOLVERS
 from latentvid.sampling.solver import Denoise, Solver
-from latentvid.temporal.context import StreamState
 
 OnCall = Callable[[Window, int, int], None]
 """(window, denoiser calls done in it, calls that it takes), for progress bars."""
@@ -343,9 +343,9 @@ class LatentVideoPipeline(DiffusionPipeline):
         """
         settled = self.sampling(seeds=_seeds(generator, 1), **sampling)
         plan = self.plan(self.config.num_frames if num_frames is None else num_frames, settled)
-        state = StreamState()
+        decoder = self.autoencoder.film_decoder()
         for made in self.windows(plan, settled, [prompt], negative_prompt=negative_prompt, on_call=on_call):
-            yield self.decode_window(made, 0, state)
+            yield self.decode_window(made, 0, decoder)
 
     @torch.no_grad()
     def __call__(
@@ -398,25 +398,25 @@ class LatentVideoPipeline(DiffusionPipeline):
             width=width,
         )
         plan = self.plan(self.config.num_frames if num_frames is None else num_frames, settled)
-        states = [StreamState() for _ in prompts]
+        decoders = [self.autoencoder.film_decoder() for _ in prompts]
         parts: list[Tensor] = []
         for made in self.windows(plan, settled, prompts, negative_prompt=negative_prompt, on_call=on_call):
             if output_type == "latent":
                 parts.append(made.latents[:, :, : made.window.num_new].cpu())
             else:
-                parts.append(torch.stack([self.decode_window(made, k, state).cpu() for k, state in enumerate(states)]))
+                parts.append(torch.stack([self.decode_window(made, k, each).cpu() for k, each in enumerate(decoders)]))
         if output_type == "latent":
             return LatentVideoOutput(frames=torch.cat(parts, dim=2))
         return LatentVideoOutput(frames=_OUTPUTS[output_type](torch.cat(parts, dim=1).add(1).div(2).clamp(0, 1)))
 
     @torch.no_grad()
-    def decode_window(self, made: MadeWindow, film: int, state: StreamState) -> Tensor:
+    def decode_window(self, made: MadeWindow, film: int, decoder: FilmDecoder) -> Tensor:
         """Decode the frames that a window adds to film number `film`: float32 [t 3 h w] in [-1, 1].
 
         Args:
-            state: where the film's decoding stands; updated.
+            decoder: of the film, where the window before left it.
         """
-        return torch.cat(list(self.autoencoder.decode([made.latents[film]], state=state)))[: made.window.num_new]
+        return decoder.push(made.latents[film])[: made.window.num_new]
 
 
 class _RuleHolder(StrictModel):

@@ -7,7 +7,7 @@ latents of that kind itself, so its factors are 1 and 0.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -140,20 +140,6 @@ class ImageAutoencoder(BaseAutoencoder):
         """Encode [b 3 t h w] and decode it again, as films of their own."""
         return self.decode_chunk(self.encode_clip(video))
 
-    def decode(
-        self, latents: Iterable[Tensor], *, size: tuple[int, int] | None = None, state: StreamState | None = None
-    ) -> Iterator[Tensor]:
-        """Turn the latents of a film [c t h w], in chunks of any length, into float32 frames [t 3 h w] in [-1, 1].
-
-        Large chunks come back in parts, so that the working set stays below `max_memory`; where a single frame does not
-        fit, it is decoded in tiles (`tiling.py`), which gives nearly and not quite the same.
-
-        Args:
-            size: height and width before padding.
-            state: where the film stands, to go on with one; updated.
-        """
-        return ImageDecoder(self, StreamState() if state is None else state, size).run(latents)
-
     def film_encoder(self, state: Mapping[str, Tensor] | None = None) -> ImageEncoder:
         state, size = _without_size(state)
         return ImageEncoder(self, StreamState.from_tensors(state), size)
@@ -161,6 +147,12 @@ class ImageAutoencoder(BaseAutoencoder):
     def film_decoder(
         self, state: Mapping[str, Tensor] | None = None, *, size: tuple[int, int] | None = None
     ) -> ImageDecoder:
+        """Return a decoder at a film's start, or where `state` was saved.
+
+        Latents that are too many for one pass are decoded in several, so that the working set stays below
+        `max_memory`; where a single frame does not fit, it is decoded in tiles (`tiling.py`), which gives nearly and
+        not quite the same.
+        """
         state, latent_size = _without_size(state)
         return ImageDecoder(self, StreamState.from_tensors(state, device=self.device), size, latent_size)
 
