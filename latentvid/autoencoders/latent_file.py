@@ -36,6 +36,7 @@ from latentvid.autoencoders.base import BaseAutoencoder, Factor, numbers
 from latentvid.core.checkpoints import read_header
 from latentvid.core.errors import CheckpointError, UsageError
 from latentvid.core.files import atomic_path
+from latentvid.core.time import TimeGrid
 
 FORMAT, VERSION = "latentvid-latents", 1
 HEADER_BYTES = 1 << 16
@@ -80,6 +81,11 @@ class LatentMeta:
     """Frames of every latent after the first, which is one frame."""
     is_truncated: bool = False
     """The clip broke off, and what could be read of it was encoded all the same."""
+
+    @property
+    def grid(self) -> TimeGrid:
+        """Which frames a latent stands for."""
+        return TimeGrid(1, self.temporal_factor)
 
     @property
     def padding(self) -> tuple[int, int]:
@@ -259,7 +265,7 @@ class LatentWriter:
 
     @property
     def _frame_padding(self) -> int:
-        return 1 + (self._num_latents - 1) * self.meta.temporal_factor - len(self._times)
+        return self.meta.grid.frames(self._num_latents) - len(self._times)
 
     def _bytes(self, values: Tensor) -> bytes:
         stored = values.detach().to("cpu", self._dtype).transpose(0, 1).contiguous()
@@ -377,7 +383,7 @@ class LatentFile:
         times, temporal = tensors.get("times"), self.meta.temporal_factor
         if times is None or times[0] != "I64" or len(times[1]) != 1:
             raise ValueError("there are no frame times")
-        if not 0 <= 1 + (shape[0] - 1) * temporal - times[1][0] < _most_padding(temporal):
+        if not 0 <= self.meta.grid.frames(shape[0]) - times[1][0] < _most_padding(temporal):
             raise ValueError(f"there are {times[1][0]} frame times for {shape[0]} latents")
         if "logvar" in tensors and tensors["logvar"][1] != shape:
             raise ValueError("logvar has another shape than latents")

@@ -8,6 +8,7 @@ padded film however it arrives. A whole pass over a longer film would give somet
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,7 @@ class WindowCoder(Coder):
 
     A window begins with an item that the one before it holds as well, to start from; one that would hold nothing else
     is left out, unless it is the film. Of what comes out, the first item of each window but the first is dropped, and
-    `overlap` items are faded into the window before: 1 + stride come out first, then `stride` at a time.
+    `overlap_out` items are faded from the window before: 1 + `stride_out` come out first, then `stride_out` at a time.
     """
 
     length: int
@@ -43,9 +44,9 @@ class WindowCoder(Coder):
             self.state.tensors["film"] = self.filled(self.state.tensors["film"])
             yield from self._windows(1 if "before" in self.state.tensors else 0)
 
+    @abstractmethod
     def code(self, window: Tensor) -> Tensor:
         """Send a window through the network."""
-        raise NotImplementedError
 
     def filled(self, film: Tensor) -> Tensor:
         """Return the end of the film, with what it lacks to a length that the network knows."""
