@@ -19,6 +19,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from latentvid.autoencoders.base import FilmDecoder
 from latentvid.autoencoders.budget import working_bytes
 from latentvid.autoencoders.image import ImageAutoencoder
 from latentvid.autoencoders.temporal import TemporalAutoencoder
@@ -52,7 +53,6 @@ from latentvid.pipeline_call import (
 from latentvid.sampling import SOLVERS
 from latentvid.sampling.schedule import Spacing, schedule_of
 from latentvid.sampling.solver import Denoise, Solver
-from latentvid.temporal.context import StreamState
 
 OnCall = Callable[[Window, int, int], None]
 """(window, denoiser calls done in it, calls that it takes), for progress bars."""
@@ -487,12 +487,12 @@ class LatentVideoPipeline(DiffusionPipeline):
         words, self.seeds = wording(prompt, negative_prompt), seeds_of(generator, 1)
         settled = self.sampling(seeds=self.seeds, **sampling)
         plan = self.plan(self.config.num_frames if num_frames is None else num_frames, settled)
-        state = StreamState()
+        decoder = self.autoencoder.film_decoder()
         limit = guard_limit(drift_guard, drift_limit)
         for made in self.windows(
             plan, settled, words.prompts, negative_prompt=words.negative, drift_limit=limit, on_call=on_call
         ):
-            yield self.decode_window(made, 0, state)
+            yield self.decode_window(made, 0, decoder)
         self.maybe_free_model_hooks()
 
     @torch.no_grad()
@@ -594,7 +594,7 @@ class LatentVideoPipeline(DiffusionPipeline):
         on_call: OnCall | None,
     ) -> Any:
         """Make a batch of films, and return their frames in the form that was asked for."""
-        states = [StreamState() for _ in words.prompts]
+        decoders = [self.autoencoder.film_decoder() for _ in words.prompts]
         parts: list[Tensor] = []
         total = plan.num_windows * sampling.num_calls
         progress: AbstractContextManager[Any] = nullcontext() if on_call else self.progress_bar(total=total)
@@ -612,7 +612,7 @@ class LatentVideoPipeline(DiffusionPipeline):
                 if output_type == "latent":
                     parts.append(made.latents[:, :, : made.window.num_new].cpu())
                     continue
-                clips = [self.decode_window(made, k, state).cpu() for k, state in enumerate(states)]
+                clips = [self.decode_window(made, k, each).cpu() for k, each in enumerate(decoders)]
                 parts.append(torch.stack(clips))
         self.maybe_free_model_hooks()
         if output_type == "latent":
@@ -627,18 +627,18 @@ class LatentVideoPipeline(DiffusionPipeline):
         }
 
     @torch.no_grad()
-    def decode_window(self, made: MadeWindow, film: int, state: StreamState) -> Tensor:
+    def decode_window(self, made: MadeWindow, film: int, decoder: FilmDecoder) -> Tensor:
         """Decode the frames that a window adds to film number `film`: float32 [t 3 h w] in [-1, 1].
 
         Args:
-            state: where the film's decoding stands; updated.
+            decoder: of the film, where the window before left it.
         """
         hook = getattr(self.vae, "_hf_hook", None)
         if hook is None:
-            return torch.cat(list(self.autoencoder.decode([made.latents[film]], state=state)))[: made.window.num_new]
+            return decoder.push(made.latents[film])[: made.window.num_new]
         hook.pre_forward(self.vae)  # it waits in host memory, and the U-Net is to make room for it
         try:
-            return torch.cat(list(self.autoencoder.decode([made.latents[film]], state=state)))[: made.window.num_new]
+            return decoder.push(made.latents[film])[: made.window.num_new]
         finally:
             hook.init_hook(self.vae)
 

@@ -35,7 +35,6 @@ from latentvid.extension.rules import ContextRule, OverlapRule, ReuseRule, Setti
 from latentvid.metrics.drift import EDGE_SHARE, Drift
 from latentvid.metrics.metric import mean
 from latentvid.pipeline import LatentVideoPipeline
-from latentvid.temporal.context import StreamState
 from latentvid.video.rate import as_rate
 from latentvid.video.writer import VideoWriter
 
@@ -113,7 +112,7 @@ def measure(
     plan = pipeline.plan(arguments.frames, sampling)
     first, later = (pipeline.setting(sampling, [prompt], continues=continues) for continues in (False, True))
     drift = Drift(joins=[window.new_from for window in plan][1:])
-    state, tail, reference, before = StreamState(), None, None, None
+    decoder, tail, reference, before = pipeline.autoencoder.film_decoder(), None, None, None
     goes_on: list[float] = []
     height, width = pipeline.default_size
     fps = as_rate(Fraction(pipeline.config.fps).limit_denominator(1001))
@@ -127,7 +126,7 @@ def measure(
             elif guarded:
                 made, _ = bring_back(made, reference, arguments.limit, rule=rule, levels=setting.levels)
             tail = made.tail
-            frames = pipeline.decode_window(made, 0, state).cpu()
+            frames = pipeline.decode_window(made, 0, decoder).cpu()
             seconds.append((time.perf_counter() - start) / window.num_new)
             if before is not None and len(frames) > 1:
                 goes_on.append(

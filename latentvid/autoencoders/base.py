@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,9 +12,88 @@ from torch import Tensor, nn
 
 from latentvid.core.errors import CheckpointError
 from latentvid.core.shapes import LatentShape, VideoShape
+from latentvid.core.time import TimeGrid
 
 Factor = float | tuple[float, ...]
 """One number for all latent channels, or one for each."""
+Posterior = tuple[Tensor, Tensor | None]
+"""Mean and, where the encoder has it, log variance of latents in model space, float32 [c t h w]."""
+
+
+class FilmEncoder(ABC):
+    """Encodes one film part by part; see `latentvid.autoencoders.protocol.Encoder`."""
+
+    def push(self, frames: Tensor) -> Tensor:
+        """Take the film's next frames [t 3 h w] in [-1, 1]; return the latents that are ready, [c n h w]."""
+        return self._joined(self.passes(frames))
+
+    def finish(self) -> Tensor:
+        """End the film; return the latents [c n h w] that were held back."""
+        return self._joined(self.last_passes())
+
+    def run(self, chunks: Iterable[Tensor]) -> Iterator[Posterior]:
+        """Encode all chunks [t 3 h w] that are left of the film, a pass at a time."""
+        for chunk in chunks:
+            yield from self.passes(chunk)
+        yield from self.last_passes()
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Return what an encoder needs to go on from here exactly, as copies on the CPU that safetensors takes."""
+
+    @abstractmethod
+    def passes(self, frames: Tensor) -> Iterator[Posterior]:
+        """Like `push`, a pass of the network at a time; the state is complete once all of them are taken."""
+
+    def last_passes(self) -> Iterator[Posterior]:
+        """Like `finish`, a pass of the network at a time."""
+        return iter(())
+
+    @abstractmethod
+    def _nothing(self) -> Tensor:
+        """Return no latents [c 0 h w]."""
+
+    def _joined(self, passes: Iterator[Posterior]) -> Tensor:
+        found = [mean for mean, _ in passes]
+        return torch.cat(found, dim=1) if found else self._nothing()
+
+
+class FilmDecoder(ABC):
+    """Decodes one film part by part; see `latentvid.autoencoders.protocol.Decoder`."""
+
+    def push(self, latents: Tensor) -> Tensor:
+        """Take the film's next latents [c t h w]; return the frames that are ready, float32 [n 3 h w] in [-1, 1]."""
+        return self._joined(self.passes(latents))
+
+    def finish(self) -> Tensor:
+        """End the film; return the frames [n 3 h w] that were held back."""
+        return self._joined(self.last_passes())
+
+    def run(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Decode all chunks [c t h w] that are left of the film, a pass at a time."""
+        for chunk in chunks:
+            yield from self.passes(chunk)
+        yield from self.last_passes()
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Return what a decoder needs to go on from here exactly, as copies on the CPU that safetensors takes."""
+
+    @abstractmethod
+    def passes(self, latents: Tensor) -> Iterator[Tensor]:
+        """Like `push`, a pass of the network at a time; the state is complete once all of them are taken."""
+
+    def last_passes(self) -> Iterator[Tensor]:
+        """Like `finish`, a pass of the network at a time."""
+        return iter(())
+
+    @abstractmethod
+    def _nothing(self) -> Tensor:
+        """Return no frames [0 3 h w]."""
+
+    def _joined(self, passes: Iterator[Tensor]) -> Tensor:
+        found = list(passes)
+        return torch.cat(found) if found else self._nothing()
 
 
 class BaseAutoencoder(nn.Module):
@@ -32,8 +112,8 @@ class BaseAutoencoder(nn.Module):
     """Bytes that the working set of `encode` and `decode` may take, besides the weights; None is a modest default."""
     spatial_factor: int
     """Pixels per side of one latent."""
-    temporal_factor: int = 1
-    """Frames per latent; a film's first latent is always one frame."""
+    grid: TimeGrid = TimeGrid()
+    """Which frames a latent stands for."""
     latent_channels: int
 
     @property
@@ -68,12 +148,8 @@ class BaseAutoencoder(nn.Module):
         return self
 
     def num_latents(self, num_frames: int) -> int:
-        """Return how many latents that many frames become."""
-        return num_frames
-
-    def num_frames(self, num_latents: int) -> int:
-        """Return how many frames that many latents are decoded to."""
-        return 1 + (num_latents - 1) * self.temporal_factor
+        """Return how many latents that many frames become, with what a network takes besides."""
+        return self.grid.latents(num_frames)
 
     def latent_shape(self, video: VideoShape) -> LatentShape:
         padded, factor = video.padded_to(self.spatial_factor), self.spatial_factor
@@ -85,15 +161,34 @@ class BaseAutoencoder(nn.Module):
         for mean, _ in self.encode_posterior(frames):
             yield mean
 
-    def encode_posterior(self, frames: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def encode_posterior(self, frames: Iterable[Tensor]) -> Iterator[Posterior]:
         """Like `encode`, giving log variances [c t h w] too where the encoder has them."""
-        raise NotImplementedError
+        return self.film_encoder().run(frames)
 
     def decode(self, latents: Iterable[Tensor], *, size: tuple[int, int] | None = None) -> Iterator[Tensor]:
         """Turn the latents of a film [c t h w], in chunks of any length, into float32 frames [t 3 h w] in [-1, 1].
 
         Args:
             size: height and width before padding.
+        """
+        return self.film_decoder(size=size).run(latents)
+
+    def film_encoder(self, state: Mapping[str, Tensor] | None = None) -> FilmEncoder:
+        """Return an encoder at a film's start, or where `state` was saved.
+
+        Raises:
+            CheckpointError: the state is damaged, or belongs to another kind of autoencoder.
+            ResourceError: the film was begun in tiles of another size than `max_memory` asks for now.
+        """
+        raise NotImplementedError
+
+    def film_decoder(
+        self, state: Mapping[str, Tensor] | None = None, *, size: tuple[int, int] | None = None
+    ) -> FilmDecoder:
+        """Return a decoder at a film's start, or where `state` was saved; raises as `film_encoder` does.
+
+        Args:
+            size: height and width of frames before padding.
         """
         raise NotImplementedError
 

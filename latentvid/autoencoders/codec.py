@@ -16,6 +16,7 @@ from torch import Tensor
 from latentvid.autoencoders.base import BaseAutoencoder, first_frames
 from latentvid.autoencoders.latent_file import LatentFile, LatentWriter, Precision, describe
 from latentvid.core.errors import InputError
+from latentvid.core.time import TimeGrid
 from latentvid.video.frame import Frame
 from latentvid.video.numbered import clip_bytes, clip_exists, clip_sha256, numbered_pictures
 from latentvid.video.pixels import frames_to_tensor
@@ -78,7 +79,7 @@ def encode_file(
         with LatentWriter(target, about, precision=precision, overwrite=overwrite) as writer:
             film = _Film(reader.frames(0, max_frames or None), most)
             for mean, logvar in autoencoder.encode_posterior(film):
-                times = film.times(mean.shape[1] if autoencoder.temporal_factor == 1 else None)
+                times = film.times(mean.shape[1] if autoencoder.grid == TimeGrid() else None)
                 writer.write(mean, times, logvar)
                 num_frames += len(times)
                 if on_frames:

@@ -7,7 +7,7 @@ latents of that kind itself, so its factors are 1 and 0.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from latentvid.autoencoders import budget
-from latentvid.autoencoders.base import BaseAutoencoder, hash_weights, plain
+from latentvid.autoencoders.base import BaseAutoencoder, FilmDecoder, FilmEncoder, Posterior, hash_weights, plain
 from latentvid.autoencoders.tiling import Plan, plan_passes, run_tiles
 from latentvid.core.errors import CheckpointError, ResourceError
 from latentvid.core.registry import Registry
 from latentvid.core.rng import Rng
-from latentvid.temporal.context import StreamState
+from latentvid.temporal.context import StreamState, counts_in
 from latentvid.temporal.inject import is_temporal
 from latentvid.video.pixels import pad_to_multiple
 
@@ -89,7 +89,7 @@ class ImageAutoencoder(BaseAutoencoder):
         """Whether the encoder gives a distribution (mean and log variance) or one value."""
         return type(self.image).__name__ == "AutoencoderKL"
 
-    def posterior(self, video: Tensor) -> tuple[Tensor, Tensor | None]:
+    def posterior(self, video: Tensor) -> Posterior:
         """Encode a batch of clips whose sides are multiples of `spatial_factor`.
 
         Args:
@@ -140,44 +140,21 @@ class ImageAutoencoder(BaseAutoencoder):
         """Encode [b 3 t h w] and decode it again, as films of their own."""
         return self.decode_chunk(self.encode_clip(video))
 
-    @torch.no_grad()
-    def encode_posterior(self, frames: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Like `encode`, giving log variances [c t h w] too where the encoder has them.
+    def film_encoder(self, state: Mapping[str, Tensor] | None = None) -> ImageEncoder:
+        state, size = _without_size(state)
+        return ImageEncoder(self, StreamState.from_tensors(state), size)
 
-        Every chunk of frames gives one of as many latents. Sides that are no multiples of `spatial_factor` are padded
-        at the right and bottom; `decode(size=...)` cuts that off again.
+    def film_decoder(
+        self, state: Mapping[str, Tensor] | None = None, *, size: tuple[int, int] | None = None
+    ) -> ImageDecoder:
+        """Return a decoder at a film's start, or where `state` was saved.
+
+        Latents that are too many for one pass are decoded in several, so that the working set stays below
+        `max_memory`; where a single frame does not fit, it is decoded in tiles (`tiling.py`), which gives nearly and
+        not quite the same.
         """
-        for chunk in frames:
-            padded, _ = pad_to_multiple(chunk, self.spatial_factor)
-            plan = self.plan_encode(*padded.shape[-2:])
-            parts = [self._posterior(part.transpose(0, 1)[None], plan) for part in padded.split(plan.frames)]
-            for mean, _ in parts:
-                self.check_values(mean, "encoder")
-            logvars = [logvar[0] for _, logvar in parts if logvar is not None]
-            yield torch.cat([mean[0] for mean, _ in parts], dim=1), torch.cat(logvars, dim=1) if logvars else None
-
-    @torch.no_grad()
-    def decode(
-        self, latents: Iterable[Tensor], *, size: tuple[int, int] | None = None, state: StreamState | None = None
-    ) -> Iterator[Tensor]:
-        """Turn the latents of a film [c t h w], in chunks of any length, into float32 frames [t 3 h w] in [-1, 1].
-
-        Large chunks come back in parts, so that the working set stays below `max_memory`; where a single frame does not
-        fit, it is decoded in tiles (`tiling.py`), which gives nearly and not quite the same.
-
-        Args:
-            size: height and width before padding.
-            state: where the film stands, to go on with one; updated.
-        """
-        state = StreamState() if state is None else state
-        for chunk in latents:
-            self.check_latents(chunk)
-            plan = self.plan_decode(*(side * self.spatial_factor for side in chunk.shape[-2:]))
-            for part in chunk.split(plan.frames, dim=1):
-                video = self._decode_tiles(part[None], state, plan)[0].transpose(0, 1).float()
-                self.check_values(video, "decoder")
-                video = video.clamp_(-1, 1)
-                yield video if size is None else video[..., : size[0], : size[1]]
+        state, latent_size = _without_size(state)
+        return ImageDecoder(self, StreamState.from_tensors(state, device=self.device), size, latent_size)
 
     def frames_per_encode(self, height: int, width: int) -> int:
         """Return how many frames of this size `encode` sends through the network at once within `max_memory`.
@@ -232,7 +209,8 @@ class ImageAutoencoder(BaseAutoencoder):
         size = (-(-height // self.spatial_factor), -(-width // self.spatial_factor))
         return plan_passes(cost, size, self.spatial_factor, self.max_memory, overlap=self.tile_overlap)
 
-    def _posterior(self, video: Tensor, plan: Plan) -> tuple[Tensor, Tensor | None]:
+    def posterior_of_tiles(self, video: Tensor, plan: Plan) -> Posterior:
+        """Like `posterior`, in the tiles of a plan."""
         if plan.num_tiles == 1:
             return self.posterior(video)
 
@@ -245,17 +223,21 @@ class ImageAutoencoder(BaseAutoencoder):
         mean, logvar = found.chunk(2, dim=1)
         return mean, logvar
 
-    def _decode_tiles(self, latents: Tensor, state: StreamState, plan: Plan) -> Tensor:
-        """Like `decode_chunk`; what the tiles carry is kept in the one state, under their names."""
+    def decode_tiles(self, latents: Tensor, state: StreamState, plan: Plan) -> Tensor:
+        """Like `decode_chunk`, in the tiles of a plan; what they carry is kept in the one state, under their names.
+
+        Raises:
+            ResourceError: the state is that of other tiles.
+        """
+        names = [_tile_name(tile) for tile in plan.tiles()] if plan.num_tiles > 1 else [""]
+        if not {key.rpartition(":")[0] for key in state.tensors} <= set(names):
+            raise ResourceError("this film was begun in tiles of another size; go on with the same --max-memory.")
         if plan.num_tiles == 1:
             return self.decode_chunk(latents, state)
         seen = state.num_frames_seen
-        names = [f"{_tile_name(tile)}:" for tile in plan.tiles()]
-        if seen and state.tensors and not any(key.startswith(names[0]) for key in state.tensors):
-            raise ResourceError("this film was begun in tiles of another size; go on with the same --max-memory.")
 
         def run(tile: Tensor, number: int) -> Tensor:
-            name = names[number]
+            name = f"{names[number]}:"
             own = {k.removeprefix(name): v for k, v in state.tensors.items() if k.startswith(name)}
             inner = StreamState({k: v.to(self.device) for k, v in own.items()}, seen)
             video = self.decode_chunk(tile, inner)
@@ -289,6 +271,94 @@ class ImageAutoencoder(BaseAutoencoder):
         side = 4 * self.spatial_factor
         probe = torch.zeros(1, self.latent_channels, 1, 4, 4)
         return budget.measure(self.decoder, lambda: self.decode_chunk(probe, StreamState()), side * side)
+
+
+class ImageEncoder(FilmEncoder):
+    """Encodes one film frame by frame; every push gives as many latents as it takes frames.
+
+    Sides that are no multiples of `spatial_factor` are padded at the right and bottom; decoders cut that off again.
+
+    Args:
+        stream: where the film stands; updated.
+        latent_size: height and width in latents of what came before.
+    """
+
+    def __init__(
+        self, autoencoder: ImageAutoencoder, stream: StreamState, latent_size: tuple[int, int] = (0, 0)
+    ) -> None:
+        self._autoencoder, self._stream, self._latent_size = autoencoder, stream, latent_size
+
+    @torch.no_grad()
+    def passes(self, frames: Tensor) -> Iterator[Posterior]:
+        network = self._autoencoder
+        padded, _ = pad_to_multiple(frames, network.spatial_factor)
+        plan = network.plan_encode(*padded.shape[-2:])
+        parts = padded.split(self._stream.limit_pass(plan.frames))
+        found = [network.posterior_of_tiles(part.transpose(0, 1)[None], plan) for part in parts]
+        self._stream.num_frames_seen += len(frames)
+        logvars = [logvar[0] for _, logvar in found if logvar is not None]
+        mean = torch.cat([mean[0] for mean, _ in found], dim=1)
+        network.check_values(mean, "encoder")
+        self._latent_size = (mean.shape[2], mean.shape[3])
+        yield mean, torch.cat(logvars, dim=1) if logvars else None
+
+    def state(self) -> dict[str, Tensor]:
+        return {**self._stream.to_tensors(), _SIZE: torch.tensor(self._latent_size)}
+
+    def _nothing(self) -> Tensor:
+        return torch.zeros(self._autoencoder.latent_channels, 0, *self._latent_size)
+
+
+class ImageDecoder(FilmDecoder):
+    """Decodes one film in an image network, whose temporal layers, if it has any, look back only.
+
+    Every push gives as many frames as it takes latents.
+
+    Args:
+        stream: where the film stands; updated.
+        size: height and width of frames before padding.
+        latent_size: height and width in latents of what came before.
+    """
+
+    def __init__(
+        self,
+        autoencoder: ImageAutoencoder,
+        stream: StreamState,
+        size: tuple[int, int] | None = None,
+        latent_size: tuple[int, int] = (0, 0),
+    ) -> None:
+        self._autoencoder, self._stream, self._size, self._latent_size = autoencoder, stream, size, latent_size
+
+    @torch.no_grad()
+    def passes(self, latents: Tensor) -> Iterator[Tensor]:
+        network = self._autoencoder
+        network.check_latents(latents)
+        self._latent_size = (latents.shape[2], latents.shape[3])
+        plan = network.plan_decode(*(side * network.spatial_factor for side in self._latent_size))
+        for part in latents.split(self._stream.limit_pass(plan.frames), dim=1):
+            video = network.decode_tiles(part[None], self._stream, plan)[0].transpose(0, 1).float()
+            network.check_values(video, "decoder")
+            yield self._cropped(video.clamp_(-1, 1))
+
+    def state(self) -> dict[str, Tensor]:
+        return {**self._stream.to_tensors(), _SIZE: torch.tensor(self._latent_size)}
+
+    def _cropped(self, frames: Tensor) -> Tensor:
+        return frames if self._size is None else frames[..., : self._size[0], : self._size[1]]
+
+    def _nothing(self) -> Tensor:
+        factor = self._autoencoder.spatial_factor
+        return self._cropped(torch.zeros(0, 3, *(side * factor for side in self._latent_size)))
+
+
+_SIZE = "size"
+
+
+def _without_size(saved: Mapping[str, Tensor] | None) -> tuple[Mapping[str, Tensor], tuple[int, int]]:
+    """Return a saved state without the size of the film's latents, and that; 0 where nobody noted it."""
+    saved = saved or {}
+    height, width = counts_in(saved, _SIZE, 2) if _SIZE in saved else (0, 0)
+    return {name: value for name, value in saved.items() if name != _SIZE}, (height, width)
 
 
 def build_image_network(config: Mapping[str, Any]) -> nn.Module:

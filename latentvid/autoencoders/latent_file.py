@@ -44,6 +44,7 @@ from latentvid.core.files import atomic_path
 from latentvid.core.headers import SEAL, check_seal, header_bytes, parse_header, seal
 from latentvid.core.reading import open_regular, parse_json, read_at
 from latentvid.core.text import utf8
+from latentvid.core.time import TimeGrid
 
 FORMAT, VERSION, UNSEALED = "latentvid-latents", 2, 1
 HEADER_BYTES = 1 << 16
@@ -91,6 +92,11 @@ class LatentMeta:
     """Frames of every latent after the first, which is one frame."""
     is_truncated: bool = False
     """The clip broke off, and what could be read of it was encoded all the same."""
+
+    @property
+    def grid(self) -> TimeGrid:
+        """Which frames a latent stands for."""
+        return TimeGrid(1, self.temporal_factor)
 
     @property
     def padding(self) -> tuple[int, int]:
@@ -175,7 +181,7 @@ def describe(
         scaling_factor=autoencoder.scaling_factor,
         shift_factor=autoencoder.shift_factor,
         spatial_factor=autoencoder.spatial_factor,
-        temporal_factor=autoencoder.temporal_factor,
+        temporal_factor=autoencoder.grid.step,
         height=height,
         width=width,
         fps=fps,
@@ -292,7 +298,7 @@ class LatentWriter:
 
     @property
     def _frame_padding(self) -> int:
-        return 1 + (self._num_latents - 1) * self.meta.temporal_factor - len(self._times)
+        return self.meta.grid.frames(self._num_latents) - len(self._times)
 
     def _bytes(self, values: Tensor) -> bytes:
         stored = values.detach().to("cpu", self._dtype).transpose(0, 1).contiguous()
@@ -432,7 +438,7 @@ class LatentFile:
             CheckpointError: it does not fit.
         """
         own = (self.channels, self.meta.spatial_factor, self.meta.temporal_factor)
-        other = (autoencoder.latent_channels, autoencoder.spatial_factor, autoencoder.temporal_factor)
+        other = (autoencoder.latent_channels, autoencoder.spatial_factor, autoencoder.grid.step)
         if own != other:
             raise CheckpointError(
                 f"{self.path} holds latents of {_geometry(*own)}; {autoencoder.name or 'this autoencoder'} takes "
@@ -454,7 +460,7 @@ class LatentFile:
         times, temporal = tensors.get("times"), self.meta.temporal_factor
         if times is None or times[0] != "I64" or len(times[1]) != 1:
             raise ValueError("there are no frame times")
-        if not 0 <= 1 + (shape[0] - 1) * temporal - times[1][0] < _most_padding(temporal):
+        if not 0 <= self.meta.grid.frames(shape[0]) - times[1][0] < _most_padding(temporal):
             raise ValueError(f"there are {times[1][0]} frame times for {shape[0]} latents")
         if "logvar" in tensors and tensors["logvar"] != tensors["latents"]:
             raise ValueError("logvar has another shape or type than latents")

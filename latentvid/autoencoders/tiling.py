@@ -23,8 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from latentvid.autoencoders.budget import Cost
+from latentvid.autoencoders.protocol import Coder
 from latentvid.core.errors import ResourceError
 from latentvid.core.memory import format_bytes
+from latentvid.temporal.context import StreamState
 
 Span = tuple[int, int]
 """First and last + 1 of a row or column of latents."""
@@ -223,47 +225,68 @@ def run_tiles(
     return norms.share(lambda: fade(parts(), plan, factor_out))
 
 
-def stream_tiles(
-    chunks: Iterable[Tensor],
-    plan: Plan,
-    run: Callable[[Iterator[Tensor]], Iterator[Tensor]],
-    network: nn.Module | None,
-    *,
-    factor_in: int,
-    factor_out: int,
-) -> Iterator[Tensor]:
-    """Send the tiles of a film, each as a film of its own, through `run` and yield the pictures that they make.
+class TiledCoder:
+    """The tiles of a film, each coded as a film of its own, faded into whole pictures.
 
     They advance together, so that no more than a pass of each is held. Where norms are shared, every tile is two films:
     those that find statistics run one pass ahead of those that use them.
 
     Args:
-        chunks: of the film, [.. h w].
-        run: turns the chunks of a tile into its passes, which are as long for one tile as for another.
-        network: that `run` uses, for group norms to share their statistics; None leaves every tile its own.
-        factor_in: entries of a chunk per side of a latent.
-        factor_out: the same of what `run` yields.
-
-    Yields:
-        At most `plan.frames` frames at a time, float32 on the CPU.
+        plan: the tiles; at most `plan.frames` frames are put together at a time.
+        coder: makes the coder of a tile from its state.
+        network: that coders use, for group norms to share their statistics; None leaves every tile its own.
+        factor_in: entries of a part per side of a latent.
+        factor_out: the same of what coders yield.
+        states: gives the state that was saved under a name; all fresh at a film's start.
     """
-    norms = SharedNorms(network, plan.num_tiles)
-    copies = iter(itertools.tee(chunks, plan.num_tiles * (2 if norms else 1)))
 
-    def films() -> list[Iterator[Tensor]]:
-        return [run(_tile_film(film, tile, factor_in)) for tile, film in zip(plan.tiles(), copies, strict=False)]
+    def __init__(
+        self,
+        plan: Plan,
+        coder: Callable[[StreamState], Coder],
+        network: nn.Module | None,
+        *,
+        factor_in: int,
+        factor_out: int,
+        states: Callable[[str], StreamState],
+    ) -> None:
+        self.plan, self._factor_in, self._factor_out = plan, factor_in, factor_out
+        self._norms = SharedNorms(network, plan.num_tiles)
+        names = [f"tile.{number}." for number in range(plan.num_tiles)]
+        self._films = {name: coder(states(name)) for name in names}
+        probes = [f"statistics.{name}" for name in names] if self._norms else []
+        self._probes = {name: coder(states(name)) for name in probes}
 
-    def advance(films: list[Iterator[Tensor]]) -> list[Tensor]:
-        parts: list[Tensor] = []
-        for film in films:
-            norms.begin_tile()
-            parts += islice(film, 1)
-        return parts
+    def push(self, part: Tensor) -> Iterator[Tensor]:
+        """Take the next part of the film [1 c t h w] and yield the pictures that are ready, float32 on the CPU."""
+        return self._together(lambda film, tile: film.push(cut_tile(part, tile, self._factor_in)))
 
-    found, probes = films(), films() if norms else []
-    while parts := norms.share(partial(advance, found), partial(advance, probes)):
-        for pieces in zip(*(part.split(plan.frames, dim=2) for part in parts), strict=True):
-            yield fade(pieces, plan, factor_out)
+    def finish(self) -> Iterator[Tensor]:
+        """End the film and yield the pictures that were held back."""
+        return self._together(lambda film, _: film.finish())
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return the states of all tiles, to be saved."""
+        found: dict[str, Tensor] = {}
+        for name, film in (self._films | self._probes).items():
+            found |= film.state.to_tensors(name)
+        return found
+
+    def _together(self, begin: Callable[[Coder, Tile], Iterator[Tensor]]) -> Iterator[Tensor]:
+        def started(films: dict[str, Coder]) -> list[Iterator[Tensor]]:
+            return [begin(film, tile) for film, tile in zip(films.values(), self.plan.tiles(), strict=False)]
+
+        def advance(films: list[Iterator[Tensor]]) -> list[Tensor]:
+            parts: list[Tensor] = []
+            for film in films:
+                self._norms.begin_tile()
+                parts += islice(film, 1)
+            return parts
+
+        found, probes = started(self._films), started(self._probes)
+        while parts := self._norms.share(partial(advance, found), partial(advance, probes)):
+            for pieces in zip(*(part.split(self.plan.frames, dim=2) for part in parts), strict=True):
+                yield fade(pieces, self.plan, self._factor_out)
 
 
 def fade(parts: Iterable[Tensor], plan: Plan, factor: int) -> Tensor:
@@ -285,10 +308,6 @@ def fade(parts: Iterable[Tensor], plan: Plan, factor: int) -> Tensor:
 def cut_tile(picture: Tensor, tile: Tile, factor: int) -> Tensor:
     """Return a tile of a picture [.. h w] with `factor` entries per side of a latent, as a view."""
     return picture[..., _slice(tile[0], factor), _slice(tile[1], factor)]
-
-
-def _tile_film(chunks: Iterable[Tensor], tile: Tile, factor: int) -> Iterator[Tensor]:
-    return (cut_tile(chunk, tile, factor) for chunk in chunks)
 
 
 def _slice(span: Span, factor: int) -> slice:

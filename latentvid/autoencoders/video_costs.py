@@ -6,20 +6,20 @@ Nothing is computed: live bytes are added up (`budget.live_bytes`), and a consta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from latentvid.autoencoders import budget
 from latentvid.autoencoders.image import settings_of
+from latentvid.autoencoders.protocol import Coder
 from latentvid.autoencoders.tiling import SharedNorms
+from latentvid.temporal.context import StreamState
 
 if TYPE_CHECKING:
     from latentvid.autoencoders.video import VideoAutoencoder
 
-Code = Callable[[Any, Iterator[Tensor], Callable[[int, int], int]], Iterator[Tensor]]
-"""A method that encodes or decodes the chunks of a film, in passes of so many frames."""
 Blank = Callable[["VideoAutoencoder", int], Iterator[Tensor]]
 """Gives a film of so many frames, one at a time."""
 WORKSPACE = 1.6
@@ -28,14 +28,14 @@ _PROBE_SIDE = 8
 """Latents per side of the films that costs are measured with."""
 
 
-def pass_cost(autoencoder: VideoAutoencoder, code: Code, blank: Blank) -> budget.Cost:
+def pass_cost(autoencoder: VideoAutoencoder, kind: type[Coder], blank: Blank) -> budget.Cost:
     """Return what a pass of `pass_frames` takes, and what is held between passes."""
     shadow = without_values(autoencoder)
     frames = torch.cat(list(blank(shadow, 1 + _num_passes(autoencoder) * autoencoder.pass_frames)), dim=2)
 
     def peak(passes_at_once: int) -> int:
         step = passes_at_once * autoencoder.pass_frames
-        return budget.live_bytes(code(shadow, iter([frames]), lambda *_: step))[0]
+        return budget.live_bytes(_coder(kind, shadow, step).run([frames]))[0]
 
     one, two = peak(1), peak(2)
     # Architectures whose passes are of one length only show no difference: all of it is the pass.
@@ -44,19 +44,25 @@ def pass_cost(autoencoder: VideoAutoencoder, code: Code, blank: Blank) -> budget
     return budget.Cost(WORKSPACE * each / pixels, (one - each) / pixels)
 
 
-def tile_cost(autoencoder: VideoAutoencoder, code: Code, blank: Blank, network: nn.Module | None) -> budget.Cost:
+def tile_cost(autoencoder: VideoAutoencoder, kind: type[Coder], blank: Blank, network: nn.Module | None) -> budget.Cost:
     """Return what a pass of `pass_frames` over a tile takes, and what every tile holds meanwhile.
 
     Args:
-        network: that `code` uses, where its norms are shared.
+        kind: of the coder that each tile has.
+        network: that it uses, where norms are shared.
     """
     shadow, step = without_values(autoencoder), autoencoder.pass_frames
     frames = 1 + _num_passes(autoencoder) * step
-    peak, between = budget.live_bytes(code(shadow, blank(shadow, frames), lambda *_: step))
+    peak, between = budget.live_bytes(_coder(kind, shadow, step).run(blank(shadow, frames)))
     pixels = (_PROBE_SIDE * autoencoder.spatial_factor) ** 2
     # Films that find the statistics of norms go along with those that use them.
     films = 2 if SharedNorms(network, 1) else 1
     return budget.Cost((WORKSPACE * peak - between) / pixels, films * between / pixels, budget.PICTURE_BYTES * step)
+
+
+def _coder(kind: type[Coder], autoencoder: VideoAutoencoder, num_frames: int) -> Coder:
+    """Return a coder at a film's start, in passes of so many frames."""
+    return kind(autoencoder, StreamState(), lambda *_: num_frames)
 
 
 def _num_passes(autoencoder: VideoAutoencoder) -> int:

@@ -165,7 +165,7 @@ def _decode_foreign(
         f" them; they are taken as {latents.scaling}, at {fps:g} frames per second{untold}"
     )
     out.note(note)
-    with out.progress("decoding", autoencoder.num_frames(latents.num_latents)) as advance:
+    with out.progress("decoding", autoencoder.grid.frames(latents.num_latents)) as advance:
         done = decode_foreign(autoencoder, latents, output, fps=as_rate(fps), overwrite=overwrite, on_frames=advance)
     _tell({**done, "notes": [note]}, output, out)
 

@@ -19,7 +19,6 @@ from latentvid.core.memory import format_bytes, free_memory, peak_rss_bytes
 from latentvid.extension.rules import ReuseRule
 from latentvid.film.extend import INVERSION_CALLS
 from latentvid.pipeline import LatentVideoPipeline, Sampling
-from latentvid.temporal.context import StreamState
 
 BYTES_PER_PIXEL = 0.2
 """Of H.264 at crf 18, noisy pictures; smooth ones take a tenth of it."""
@@ -119,7 +118,7 @@ def estimate_film(
                 step_bytes = max(step_bytes, more_bytes)
         # An allocator that held memory before grows by less than it would have to in a process of its own.
         step_bytes = max(step_bytes, LIVE_TENSORS * largest[0])
-        decode = lambda: list(pipeline.autoencoder.decode([noise[0]], state=StreamState()))  # noqa: E731
+        decode = lambda: list(pipeline.autoencoder.decode([noise[0]]))  # noqa: E731
         decode_s, decode_bytes = _measured(decode, device)
     num_calls: float = plan.num_windows * sampling.num_calls
     sampling_s = sampling.num_calls * (first_step_s + (plan.num_windows - 1) * step_s)

@@ -37,7 +37,6 @@ from latentvid.film.timing import SAME_RATE, Timing, model_rate
 from latentvid.pipeline import LatentVideoPipeline, Sampling
 from latentvid.sampling.inversion import invert
 from latentvid.sampling.staged import guided_steps, overlap_frames
-from latentvid.temporal.context import StreamState
 from latentvid.video.append import NotAppendable, append_segments, begins_with, joint_of
 from latentvid.video.meta import VideoMeta
 from latentvid.video.numbered import clip_exists, clip_sha256
@@ -224,12 +223,12 @@ def end_of_latents(pipeline: LatentVideoPipeline, settings: FilmSettings, latent
     """Return what a window starts from that goes on after these latents [c t h w], as if the model had made them."""
     sampling = sampling_of(pipeline, settings)
     rule, latents = sampling.rule, latents.to(pipeline.compute_device)
-    state = StreamState()
-    frames = torch.cat(list(pipeline.autoencoder.decode([latents], state=state)))
+    decoder = pipeline.autoencoder.film_decoder()
+    frames = decoder.push(latents)
     tail = Tail(latents[None, :, -rule.overlap :])
     if isinstance(rule, ReuseRule):
         tail = invert_tail(pipeline, sampling, settings, latents[None], rule)
-    return Carry(tail, state.detach(), last_of(frames.cpu(), None))
+    return Carry(tail, decoder.state(), last_of(frames.cpu(), None))
 
 
 def context_frames(settings: FilmSettings, count: int) -> Tensor:

@@ -35,7 +35,6 @@ from latentvid.core.errors import CheckpointError, InputError, UsageError
 from latentvid.core.files import LOCK, atomic_path, check_output, read_json, sha256_of, write_json
 from latentvid.extension.rules import Tail
 from latentvid.film.settings import FilmSettings, RunRecord, WindowRecord
-from latentvid.temporal.context import StreamState
 
 Record = TypeVar("Record", bound=BaseModel)
 SEGMENT_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
@@ -50,7 +49,8 @@ class Carry:
     """What a window starts from."""
 
     tail: Tail | None = None
-    decoder: StreamState | None = None
+    decoder: dict[str, Tensor] | None = None
+    """The state of the film's decoder, on the CPU; None at its start."""
     last_frames: Tensor | None = None
     """The frames before the window's first new one, as the model made them, no more than `NUM_IN_FRONT`: float
     [n 3 h w] in [-1, 1]."""
@@ -222,7 +222,7 @@ class RunFolder:
                     file.unlink(missing_ok=True)
 
 
-_LAST = "last_frames"
+_LAST, _DECODER = "last_frames", "decoder."
 _NEXT = "next"
 
 
@@ -261,13 +261,12 @@ def save_carry(path: Path, carry: Carry) -> None:
             value = getattr(carry.tail, name)
             if value is not None:
                 tensors[f"tail.{name}"] = value
-    state = carry.decoder or StreamState()
-    tensors |= {f"decoder.{name}": value for name, value in state.tensors.items()}
+    tensors |= {f"{_DECODER}{name}": value for name, value in (carry.decoder or {}).items()}
     if carry.last_frames is not None:
         tensors[_LAST] = carry.last_frames
     stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with atomic_path(path) as beside:
-        save_file(stored, beside, {"num_frames_seen": str(state.num_frames_seen)})
+        save_file(stored, beside)
 
 
 def load_carry(path: Path, device: torch.device) -> Carry:
@@ -279,15 +278,17 @@ def load_carry(path: Path, device: torch.device) -> Carry:
     try:
         with safe_open(path, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
-            seen = int((opened.metadata() or {}).get("num_frames_seen", 0))
+            words = opened.metadata() or {}
+            if "num_frames_seen" in words:  # as it was written before decoders had states of their own
+                tensors[f"{_DECODER}num_frames_seen"] = torch.tensor(int(words["num_frames_seen"]))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: missing or damaged ({error}); the film cannot go on from here.") from error
-    parts = {name: value.to(device) for name, value in tensors.items() if name != _LAST}
+    parts = {name: value.to(device) for name, value in tensors.items() if name.startswith("tail.")}
     tail = None
     if "tail.latents" in parts:
         tail = Tail(parts["tail.latents"], parts.get("tail.noise"), parts.get("tail.trajectory"))
-    past = {name.removeprefix("decoder."): value for name, value in parts.items() if name.startswith("decoder.")}
-    return Carry(tail, StreamState(past, seen), tensors.get(_LAST))
+    past = {name.removeprefix(_DECODER): value for name, value in tensors.items() if name.startswith(_DECODER)}
+    return Carry(tail, past, tensors.get(_LAST))
 
 
 def settle(carry: Carry) -> Carry:
@@ -295,9 +296,7 @@ def settle(carry: Carry) -> Carry:
     tail = carry.tail
     if tail is not None:
         tail = Tail(*(None if v is None else v.contiguous() for v in (tail.latents, tail.noise, tail.trajectory)))  # type: ignore[arg-type]
-    state = carry.decoder or StreamState()
-    past = {name: value.contiguous() for name, value in state.tensors.items()}
-    return Carry(tail, StreamState(past, state.num_frames_seen), carry.last_frames)
+    return Carry(tail, carry.decoder, carry.last_frames)
 
 
 def _read(path: Path, model: type[Record]) -> Record:

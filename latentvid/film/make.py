@@ -28,7 +28,6 @@ from latentvid.film.preview import Preview
 from latentvid.film.settings import FilmSettings, WindowRecord
 from latentvid.metrics.drift import Drift
 from latentvid.pipeline import LatentVideoPipeline, Sampling
-from latentvid.temporal.context import StreamState
 from latentvid.video.writer import VideoWriter
 
 
@@ -170,9 +169,9 @@ class Maker:
         is_corrected = False
         if not self.anchors.within(window):  # frames that are given stay as they are
             made, is_corrected = self.guard.correct(window.index, made, rule=self.sampling.rule, levels=setting.levels)
-        state = carry.decoder or StreamState()
-        frames = self.pipeline.decode_window(made, 0, state).cpu()
-        after = settle(Carry(made.tail, state.detach(), last_of(frames, carry.last_frames)))
+        decoder = self.pipeline.autoencoder.film_decoder(carry.decoder)
+        frames = self.pipeline.decode_window(made, 0, decoder).cpu()
+        after = settle(Carry(made.tail, decoder.state(), last_of(frames, carry.last_frames)))
         curves = self._curves(window, frames, carry.last_frames)
         shifts = self.guard.judge(window.index, curves)
         num_shown = self.write(window, made, frames, carry.last_frames)

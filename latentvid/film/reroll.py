@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from latentvid.autoencoders.base import FilmDecoder
 from latentvid.core.errors import CheckpointError, UsageError
 from latentvid.core.files import locked
 from latentvid.core.rng import Rng
@@ -29,7 +30,6 @@ from latentvid.film.settings import Reroll, WindowRecord
 from latentvid.pipeline import LatentVideoPipeline, Sampling
 from latentvid.sampling.context import keep_given, with_clean_context
 from latentvid.sampling.solver import OnStep
-from latentvid.temporal.context import StreamState
 from latentvid.temporal.convolution import KERNEL, TemporalConvolution
 
 PRIMING_CHUNK = 16
@@ -108,9 +108,9 @@ class _Again:
         setting = self.maker.setting(around, before, self.prompt, rng=Rng(self.seed))
         clean = sample_between(setting, sampling, around, anchors, places)
         new = clean[:, :, window.new_from - around.start :]
-        state, in_front = self.prime()
+        decoder, in_front = self.prime()
         made = MadeWindow(window, new, Tail(new))
-        frames = self.pipeline.decode_window(made, 0, state).cpu()
+        frames = self.pipeline.decode_window(made, 0, decoder).cpu()
         curves = self._curves(frames)
         with self.run.staging() as staged:
             num_shown = self.maker.write(window, made, frames, in_front, into=staged)
@@ -176,9 +176,9 @@ class _Again:
         numbers = [window.start + place for place in places]
         return torch.cat([self.latents.read(n, n + 1) for n in numbers], dim=1)[None].to(device)
 
-    def prime(self) -> tuple[StreamState, Tensor | None]:
-        """Return where decoding stands in front of the window's first new frame, and the frames there."""
-        state, in_front = StreamState(), None
+    def prime(self) -> tuple[FilmDecoder, Tensor | None]:
+        """Return a decoder that stands in front of the window's first new frame, and the frames there."""
+        decoder, in_front = self.pipeline.autoencoder.film_decoder(), None
         reach = sum(
             (KERNEL - 1) * len(module.convs)
             for module in self.pipeline.autoencoder.modules()
@@ -186,9 +186,9 @@ class _Again:
         )
         first = max(self.latents.first, self.window.new_from - reach - NUM_IN_FRONT)
         for chunk in self._chunks(first, self.window.new_from):
-            for frames in self.pipeline.autoencoder.decode([chunk], state=state):
+            for frames in decoder.passes(chunk):
                 in_front = last_of(frames.cpu(), in_front)
-        return state, in_front
+        return decoder, in_front
 
     def _chunks(self, start: int, stop: int) -> Iterator[Tensor]:
         for at in range(start, stop, PRIMING_CHUNK):

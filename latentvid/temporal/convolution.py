@@ -163,7 +163,7 @@ class TemporalConvolution(nn.Module):
         """Put the two frames before [b t ...] in front of it, and note its own last two."""
         state = self.context.state
         past = state.tensors.get(key) if state is not None else None
-        past = x[:, :1].expand(-1, KERNEL - 1, -1, -1, -1) if past is None else past.to(x.dtype).movedim(2, channels)
+        past = x[:, :1].expand(-1, KERNEL - 1, -1, -1, -1) if past is None else past.to(x).movedim(2, channels)
         padded = torch.cat([past.contiguous(), x], dim=1)
         if state is not None:
             # A copy, not a view: a view would keep the whole chunk alive.

@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.denoisers.temporal_unet import TemporalUNet
-from latentvid.temporal.context import StreamState
 from latentvid.temporal.inject import temporal_parameters
 from scripts.gpu.measure import Bench
 
@@ -250,7 +249,7 @@ def decoders(bench: Bench) -> dict[str, Any]:
         )
 
     def ours(z: Tensor) -> None:
-        for _ in temporal.decode(z.split(CLIP_FRAMES, dim=1), state=StreamState()):
+        for _ in temporal.decode(z.split(CLIP_FRAMES, dim=1)):
             pass
 
     def singly(z: Tensor) -> None:

@@ -183,10 +183,9 @@ def test_a_stream_goes_on_from_its_state() -> None:
     network = grown("tiny", trained=True)
     latents = latents_of(network)[0]
     whole = torch.cat(list(network.decode([latents])))
-    state = StreamState()
-    first = list(network.decode([latents[:, :2]], state=state))
-    rest = list(network.decode([latents[:, 2:]], state=state))
-    torch.testing.assert_close(torch.cat(first + rest), whole, atol=1e-5, rtol=0)
+    decoder = network.film_decoder()
+    first, rest = decoder.push(latents[:, :2]), decoder.push(latents[:, 2:])
+    torch.testing.assert_close(torch.cat([first, rest]), whole, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ from latentvid.autoencoders.image import ImageAutoencoder
 from latentvid.autoencoders.tiling import Plan, SharedNorms, plan_passes, run_tiles, spans
 from latentvid.core.errors import ResourceError
 from latentvid.core.rng import Rng
-from latentvid.temporal.context import StreamState
 from tests.autoencoders.small_networks import grown, image_network
 
 SIZE = (24, 33)
@@ -54,13 +53,12 @@ def test_films_in_tiles_are_the_same_in_any_parts(frames: int) -> None:
     whole = torch.cat(list(network.decode([z])))
     parts = torch.cat(list(network.decode(z.split(frames, dim=1))))
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
-    state = StreamState()
-    first = torch.cat(list(network.decode([z[:, :2]], state=state)))
-    rest = torch.cat(list(network.decode([z[:, 2:]], state=state)))
+    decoder = network.film_decoder()
+    first, rest = decoder.push(z[:, :2]), decoder.push(z[:, 2:])
     torch.testing.assert_close(torch.cat([first, rest]), whole, atol=1e-5, rtol=0)
     limited(network, Plan(2, (16, 24), SIZE, 8))
     with pytest.raises(ResourceError, match="another size"):
-        list(network.decode([z], state=state))
+        decoder.push(z)
 
 
 def test_tiles_of_a_network_that_looks_no_further_than_their_margin_are_exact() -> None:

@@ -71,7 +71,7 @@ def test_a_film_cut_anyhow_is_the_film(autoencoder: VideoAutoencoder) -> None:
     assert latents.shape[1:] == autoencoder.latent_shape(VideoShape(1, FRAMES, *SIZE)).dims[2:]
     torch.testing.assert_close(encoded(autoencoder, film(), chunk=3), latents, atol=1e-5, rtol=0)
     video = decoded(autoencoder, latents)
-    assert video.shape == (autoencoder.num_frames(latents.shape[1]), 3, *SIZE)
+    assert video.shape == (autoencoder.grid.frames(latents.shape[1]), 3, *SIZE)
     assert video.std() > 0.01
     for chunk in (1, 3):
         torch.testing.assert_close(decoded(autoencoder, latents, chunk=chunk), video, atol=1e-5, rtol=0)
@@ -89,7 +89,7 @@ def test_diffusers_agrees(autoencoder: VideoAutoencoder, network: nn.Module, kin
     factor = autoencoder.spatial_factor
     latents = encoded(autoencoder, film())
     padded = F.pad(film(), (0, -SIZE[1] % factor, 0, -SIZE[0] % factor), mode="replicate")
-    padded = repeat_last(padded, autoencoder.num_frames(latents.shape[1]), dim=0)
+    padded = repeat_last(padded, autoencoder.grid.frames(latents.shape[1]), dim=0)
     clip = padded if kind == "svd" else padded.transpose(0, 1)[None]
     raw = network.encode(clip).latent_dist.mean
     shift, scale = (torch.tensor(f).view(-1, 1, 1, 1) for f in (autoencoder.shift_factor, autoencoder.scaling_factor))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import pytest
@@ -10,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentvid.autoencoders.budget import Cost, live_bytes
-from latentvid.autoencoders.pretrained.streams import stretches
+from latentvid.autoencoders.pretrained.streams import StretchCoder
 from latentvid.autoencoders.tiling import Plan, spans
 from latentvid.autoencoders.video import VIDEO_NETWORKS, VideoAutoencoder
 from latentvid.core.errors import ResourceError
 from latentvid.core.rng import Rng
+from latentvid.temporal.context import StreamState
 from tests.autoencoders.small_video_networks import video_network
 
 KINDS = ("svd", "cogvideox", "wan", "ltx", "hunyuan")
@@ -70,7 +72,7 @@ def test_films_in_tiles_stay_whole_in_any_parts(kind: str) -> None:
     parts = torch.cat([*network.encode(clip.split(3))], dim=1)
     torch.testing.assert_close(parts, found, atol=1e-5, rtol=0)
     video = torch.cat([*network.decode([found], size=(clip.shape[2], clip.shape[3]))])
-    assert video.shape == (network.num_frames(found.shape[1]), *clip.shape[1:])
+    assert video.shape == (network.grid.frames(found.shape[1]), *clip.shape[1:])
     assert len(video) >= FRAMES
     parts = torch.cat([*network.decode(found.split(1, dim=1), size=(clip.shape[2], clip.shape[3]))])
     torch.testing.assert_close(parts, video, atol=1e-5, rtol=0)
@@ -79,14 +81,27 @@ def test_films_in_tiles_stay_whole_in_any_parts(kind: str) -> None:
 @pytest.mark.parametrize(("length", "reach"), [(4, 2), (3, 3)])
 @pytest.mark.parametrize("num_frames", [1, 5, 6, 7, 19])
 def test_stretches_make_up_the_film(num_frames: int, length: int, reach: int) -> None:
-    whole = torch.arange(num_frames).view(1, 1, -1, 1, 1)
-    shown: list[int] = []
-    for part, before, count in stretches(iter(whole.split(2, dim=2)), length, reach):
-        frames = part.flatten().tolist()
-        assert before == min(len(shown), reach)
-        shown += frames[before : before + count]
-        assert frames[before + count :] == list(range(len(shown), min(len(shown) + reach, num_frames)))
-    assert shown == list(range(num_frames))
+    seen: list[list[int]] = []
+
+    class Numbers(StretchCoder):
+        def stretch(self, film: Tensor) -> Tensor:
+            seen.append(film.flatten().tolist())
+            return film
+
+    def numbers(state: StreamState) -> StretchCoder:
+        coder = Numbers(None, state, lambda *_: 1)
+        coder.then, coder.first, coder.reach = length, length + reach, reach
+        return coder
+
+    coder, passes = numbers(StreamState()), []
+    for part in torch.arange(num_frames).view(1, 1, -1, 1, 1).split(2, dim=2):
+        passes += coder.push(part)
+        coder = numbers(StreamState.from_tensors(coder.state.to_tensors()))
+    shown = [part.flatten().tolist() for part in [*passes, *coder.finish()]]
+    assert [*itertools.chain(*shown)] == list(range(num_frames))
+    for stretch, frames in zip(shown, seen, strict=True):
+        first, last = max(0, stretch[0] - reach), min(num_frames - 1, stretch[-1] + reach)
+        assert frames == list(range(first, last + 1))
 
 
 def test_a_tile_decoded_in_stretches_is_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,9 +110,11 @@ def test_a_tile_decoded_in_stretches_is_the_stream(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("latentvid.autoencoders.pretrained.svd.STRETCH", 1)
     num_frames = 3 * network.num_temporal_convs
     z = Rng(4).normal(1, network.latent_channels, num_frames, 4, 4)[0][None][:, 0]
+    assert network.decodes_tiles is not None
     with torch.no_grad():
-        stream = torch.cat([*network._decode(iter([z]), lambda *_: 8)], dim=2)
-        parts = [*network._decode_tile(iter(z.split(7, dim=2)), lambda *_: 8)]
+        stream = torch.cat([*network.decodes(network, StreamState(), lambda *_: 8).run([z])], dim=2)
+        coder = network.decodes_tiles(network, StreamState(), lambda *_: 8)
+        parts = [*coder.run(z.split(7, dim=2))]
     assert len(parts) > 1
     torch.testing.assert_close(torch.cat(parts, dim=2), stream, atol=1e-5, rtol=0)
 

@@ -76,6 +76,24 @@ def test_the_gpu_gives_what_the_cpu_gives(kind: str, device: torch.device) -> No
     assert_near(decoded(autoencoder, latents), video, HALF, "frames in bfloat16")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_film_goes_on_on_the_gpu_from_a_saved_state(kind: str, device: torch.device) -> None:
+    """States are on the CPU, and come from either."""
+    autoencoder, other = make(kind), make(kind)
+    latents = encoded(autoencoder)
+    video = decoded(autoencoder, latents)
+    nn.Module.to(autoencoder, device)
+    for before, after in ((autoencoder, autoencoder), (other, autoencoder), (autoencoder, other)):
+        with tf32(allowed=False):
+            decoder = before.film_decoder(size=SIZE)
+            found = [decoder.push(latents[:, :2])]
+            state = decoder.state()
+            assert all(value.device.type == "cpu" for value in state.values())
+            decoder = after.film_decoder(state, size=SIZE)
+            found += [decoder.push(latents[:, 2:]), decoder.finish()]
+        assert_near(torch.cat([part.cpu() for part in found]), video, EXACT, "frames")
+
+
 @pytest.mark.parametrize("kind", ["kl", "temporal kl-plain", "svd", "wan"])
 def test_tiles_on_the_gpu_are_those_of_the_cpu(kind: str, device: torch.device) -> None:
     autoencoder = make(kind)

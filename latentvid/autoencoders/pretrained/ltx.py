@@ -17,9 +17,38 @@ from diffusers.models.autoencoders import autoencoder_kl_ltx as ltx
 from torch import Tensor, nn
 
 from latentvid.autoencoders.base import Factor
-from latentvid.autoencoders.pretrained.streams import Layer, Stream, convolve, marked, regroup, repeat_last, run
-from latentvid.autoencoders.video import PerPass, VideoAutoencoder, refuse
+from latentvid.autoencoders.pretrained.streams import (
+    GroupCoder,
+    Layer,
+    LayerCoder,
+    Names,
+    convolve,
+    names_of,
+    repeat_last,
+    run,
+)
+from latentvid.autoencoders.protocol import PerPass
+from latentvid.autoencoders.video import VideoAutoencoder, refuse
 from latentvid.core.rng import Rng
+from latentvid.temporal.context import StreamState
+
+
+class _Encoder(GroupCoder):
+    """Its layers look back only, so that none has to know where the film ends."""
+
+    def __init__(self, autoencoder: LtxAutoencoder, state: StreamState, per_pass: PerPass) -> None:
+        super().__init__(autoencoder, state, per_pass)
+        self.first, self.then = autoencoder.grid.first, autoencoder.grid.step
+        self._layers = encoder_layers(autoencoder.network.encoder)
+
+    def code(self, group: Tensor, *, is_last: bool) -> Iterator[Tensor]:
+        whole = group if self.is_first else repeat_last(group, self.then)
+        yield from run(self._layers, whole, self.state, self.then, is_last=False)
+
+
+class _Decoder(LayerCoder):
+    def layers(self) -> list[Layer]:
+        return decoder_layers(self.autoencoder.network.decoder)
 
 
 class LtxAutoencoder(VideoAutoencoder):
@@ -27,6 +56,7 @@ class LtxAutoencoder(VideoAutoencoder):
 
     kind = "AutoencoderKLLTXVideo"
     looks_ahead = True
+    encodes, decodes = _Encoder, _Decoder
 
     def _geometry(self, config: Any) -> tuple[int, int, int]:
         if not config.encoder_causal:
@@ -47,52 +77,42 @@ class LtxAutoencoder(VideoAutoencoder):
     def shift_factor(self) -> Factor:
         return tuple(self.network.latents_mean.float().tolist())
 
-    def _encode(self, frames: Iterator[Tensor], per_pass: PerPass) -> Iterator[Tensor]:
-        stream, step = Stream(), self.temporal_factor
-        layers = encoder_layers(self.network.encoder)
-        for index, (part, is_last) in enumerate(regroup(frames, 1, step, dim=2)):
-            whole = repeat_last(part, step) if index else part
-            yield from run(layers, whole, stream, step, is_last=is_last)
-
-    def _decode(self, latents: Iterator[Tensor], per_pass: PerPass) -> Iterator[Tensor]:
-        stream, layers = Stream(), decoder_layers(self.network.decoder)
-        for part, is_last in marked(self._cut(latents, per_pass)):
-            most = per_pass(*(side * self.spatial_factor for side in part.shape[-2:]))
-            yield from run(layers, part, stream, most, is_last=is_last)
-
 
 def encoder_layers(encoder: Any) -> list[Layer]:
     """Return diffusers' encoder as layers over streams."""
-    patch = encoder.patch_size
+    names, patch = names_of(encoder), encoder.patch_size
     layers: list[Layer] = [lambda x, _: _patched(x, patch)]
-    layers.append(_convolution(encoder.conv_in))
+    layers.append(_convolution(encoder.conv_in, names))
     for stage in encoder.down_blocks:
-        layers += [_resnet(block) for block in stage.resnets]
+        layers += [_resnet(block, names) for block in stage.resnets]
         for down in stage.downsamplers or ():
-            layers.append(_downsampler(down) if isinstance(down, ltx.LTXVideoDownsampler3d) else _convolution(down))
+            layers.append(
+                _downsampler(down, names) if isinstance(down, ltx.LTXVideoDownsampler3d) else _convolution(down, names)
+            )
         if getattr(stage, "conv_out", None) is not None:
-            layers.append(_resnet(stage.conv_out))
-    layers += [_resnet(block) for block in encoder.mid_block.resnets]
-    return [*layers, _head(encoder), _convolution(encoder.conv_out), _with_variances]
+            layers.append(_resnet(stage.conv_out, names))
+    layers += [_resnet(block, names) for block in encoder.mid_block.resnets]
+    return [*layers, _head(encoder), _convolution(encoder.conv_out, names), _with_variances]
 
 
 def decoder_layers(decoder: Any) -> list[Layer]:
     """Return diffusers' decoder as layers over streams."""
-    layers = [_convolution(decoder.conv_in)]
+    names = names_of(decoder)
+    layers = [_convolution(decoder.conv_in, names)]
     timestep = _timestep(decoder)
     embedded = _embedded(decoder.mid_block, timestep)
-    layers += [_resnet(block, f"mid/{k}", embedded) for k, block in enumerate(decoder.mid_block.resnets)]
+    layers += [_resnet(block, names, f"mid/{k}", embedded) for k, block in enumerate(decoder.mid_block.resnets)]
     for number, stage in enumerate(decoder.up_blocks):
         if stage.conv_in is not None:
-            layers.append(_resnet(stage.conv_in, f"{number}/in", timestep))
+            layers.append(_resnet(stage.conv_in, names, f"{number}/in", timestep))
         embedded = _embedded(stage, timestep)
-        layers += [_upsampler(upsampler) for upsampler in stage.upsamplers or ()]
-        layers += [_resnet(block, f"{number}/{k}", embedded) for k, block in enumerate(stage.resnets)]
+        layers += [_upsampler(upsampler, names) for upsampler in stage.upsamplers or ()]
+        layers += [_resnet(block, names, f"{number}/{k}", embedded) for k, block in enumerate(stage.resnets)]
     patch = decoder.patch_size
     return [
         *layers,
         _head(decoder, _embedded(decoder, timestep)),
-        _convolution(decoder.conv_out),
+        _convolution(decoder.conv_out, names),
         lambda x, _: _unpatched(x, patch),
     ]
 
@@ -124,20 +144,20 @@ def _modulation(table: Tensor | None, embedded: Tensor | None) -> list[tuple[Ten
     return list(zip(parts[::2], parts[1::2], strict=True))
 
 
-def _convolution(layer: Any) -> Layer:
-    return lambda x, stream: convolve(x, layer.conv, layer, stream, causal=layer.is_causal, repeat_edges=True)
+def _convolution(layer: Any, names: Names) -> Layer:
+    return lambda x, stream: convolve(x, layer.conv, names[layer], stream, causal=layer.is_causal, repeat_edges=True)
 
 
-def _resnet(block: Any, name: str = "", embedded: Tensor | None = None) -> Layer:
+def _resnet(block: Any, names: Names, name: str = "", embedded: Tensor | None = None) -> Layer:
     """Return a residual block; `name` is that of its noise."""
     modulation = _modulation(block.scale_shift_table, embedded)
     parts = (
-        (block.norm1, _convolution(block.conv1), block.per_channel_scale1),
-        (block.norm2, _convolution(block.conv2), block.per_channel_scale2),
+        (block.norm1, _convolution(block.conv1, names), block.per_channel_scale1),
+        (block.norm2, _convolution(block.conv2, names), block.per_channel_scale2),
     )
 
-    def layer(x: Tensor, stream: Stream) -> Tensor:
-        stream.put(block, x)
+    def layer(x: Tensor, stream: StreamState) -> Tensor:
+        stream.put(names[block], x)
         for place, (norm, conv, noise) in enumerate(parts):
             x = _last(norm, x)
             if modulation:
@@ -147,7 +167,7 @@ def _resnet(block: Any, name: str = "", embedded: Tensor | None = None) -> Layer
             if noise is not None:
                 pattern = Rng(0).child(f"{name}/{place}").normal(*x.shape[-2:]).to(x)
                 x = x + (pattern * noise)[None, :, None]
-        past = stream.take(block, x.shape[2])
+        past = stream.take(names[block], x.shape[2])
         if block.norm3 is not None:
             past = _last(block.norm3, past)
         if block.conv_shortcut is not None:
@@ -157,26 +177,26 @@ def _resnet(block: Any, name: str = "", embedded: Tensor | None = None) -> Layer
     return layer
 
 
-def _downsampler(layer: Any) -> Layer:
-    convolution = _convolution(layer.conv)
+def _downsampler(layer: Any, names: Names) -> Layer:
+    convolution, started = _convolution(layer.conv, names), names[layer]
 
-    def down(x: Tensor, stream: Stream) -> Tensor:
-        if layer not in stream.tensors:  # a film's first frame is as many as are averaged
+    def down(x: Tensor, stream: StreamState) -> Tensor:
+        if started not in stream.tensors:  # a film's first frame is as many as are averaged
             x = torch.cat([x[:, :, :1].expand(-1, -1, layer.stride[0] - 1, -1, -1), x], dim=2)
-            stream.tensors[layer] = x[:, :, :0].clone()
+            stream.tensors[started] = x[:, :, :0].clone()
         averaged = _folded(x, layer.stride).unflatten(1, (-1, layer.group_size)).mean(dim=2)
         return _folded(convolution(x, stream), layer.stride) + averaged
 
     return down
 
 
-def _upsampler(layer: Any) -> Layer:
-    convolution, started = _convolution(layer.conv), (layer, "started")
+def _upsampler(layer: Any, names: Names) -> Layer:
+    convolution, started = _convolution(layer.conv, names), f"{names[layer]}.started"
 
-    def up(x: Tensor, stream: Stream) -> Tensor:
-        stream.put(layer, x)
+    def up(x: Tensor, stream: StreamState) -> Tensor:
+        stream.put(names[layer], x)
         found = convolution(x, stream)
-        past = stream.take(layer, found.shape[2])
+        past = stream.take(names[layer], found.shape[2])
         grown = _unfolded(found, layer.stride)
         if layer.residual:
             repeats = layer.stride[0] * layer.stride[1] * layer.stride[2] // layer.upscale_factor
@@ -192,7 +212,7 @@ def _upsampler(layer: Any) -> Layer:
 def _head(network: Any, embedded: Tensor | None = None) -> Layer:
     modulation = _modulation(getattr(network, "scale_shift_table", None), embedded)
 
-    def layer(x: Tensor, _: Stream) -> Tensor:
+    def layer(x: Tensor, _: StreamState) -> Tensor:
         x = _last(network.norm_out, x)
         for shift, scale in modulation:
             x = x * (1 + scale) + shift
@@ -202,7 +222,7 @@ def _head(network: Any, embedded: Tensor | None = None) -> Layer:
     return layer
 
 
-def _with_variances(x: Tensor, _: Stream) -> Tensor:
+def _with_variances(x: Tensor, _: StreamState) -> Tensor:
     """Repeat the one variance [1 c+1 t h w] for every channel."""
     return torch.cat([x, x[:, -1:].expand(-1, x.shape[1] - 2, -1, -1, -1)], dim=1)
 

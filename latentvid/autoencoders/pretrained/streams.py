@@ -7,49 +7,30 @@ layer, where a halo around each part would compute most frames several times.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentvid.autoencoders.protocol import Coder, PerPass
+from latentvid.temporal.context import StreamState
+
+WAITING = "waiting"
+"""Name in a state of what came in and was not passed through the network yet."""
+
 
 class NotYet(Exception):
     """A layer has taken in what it was given and needs more frames before it can put one out."""
 
 
-@dataclass
-class Stream:
-    """Where a film stands in a network: the frames that its layers still need, by layer."""
-
-    tensors: dict[Any, Tensor] = field(default_factory=dict)
-    is_ending: bool = False
-    """The film's last frames are inside the pass."""
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(value.numel() * value.element_size() for value in self.tensors.values())
-
-    def put(self, key: Any, x: Tensor) -> None:
-        """Let frames [b c t h w] wait under `key`."""
-        held = self.tensors.get(key)
-        self.tensors[key] = x if held is None else torch.cat([held, x], dim=2)
-
-    def take(self, key: Any, num_frames: int) -> Tensor:
-        """Return the oldest frames that wait under `key`."""
-        waiting = self.tensors[key]
-        # A copy, not a view: a view would keep the whole part alive.
-        self.tensors[key] = waiting[:, :, num_frames:].clone()
-        return waiting[:, :, :num_frames]
-
-
-def convolve(x: Tensor, conv: nn.Conv3d, key: Any, stream: Stream, *, causal: bool, repeat_edges: bool) -> Tensor:
+def convolve(x: Tensor, conv: nn.Conv3d, name: str, stream: StreamState, *, causal: bool, repeat_edges: bool) -> Tensor:
     """Convolve the next frames [b c t h w] of a film over time and space.
 
     Args:
-        key: of this layer's past in the stream.
+        name: of this layer's past in the stream.
         causal: look back only; otherwise as far ahead as back.
         repeat_edges: before the first and after the last frame of a film lie copies of it; otherwise zeros.
 
@@ -58,7 +39,7 @@ def convolve(x: Tensor, conv: nn.Conv3d, key: Any, stream: Stream, *, causal: bo
     """
     taps, step = conv.kernel_size[0], conv.stride[0]
     before, after = (taps - 1, 0) if causal else (taps // 2, taps // 2)
-    past = stream.tensors.get(key)
+    past = stream.tensors.get(name)
     if past is None:
         past = _edge(x[:, :, :1], before, repeat_edges)
     parts = [past, x]
@@ -66,18 +47,24 @@ def convolve(x: Tensor, conv: nn.Conv3d, key: Any, stream: Stream, *, causal: bo
         parts.append(_edge((x if x.shape[2] else past)[:, :, -1:], after, repeat_edges))
     film = torch.cat(parts, dim=2)
     num_frames = max(0, (film.shape[2] - taps) // step + 1)
-    stream.tensors[key] = film[:, :, num_frames * step :].clone()
+    stream.tensors[name] = film[:, :, num_frames * step :].clone()
     if not num_frames:
         raise NotYet
     film = film[:, :, : (num_frames - 1) * step + taps]
     return F.conv3d(film, conv.weight, conv.bias, conv.stride, (0, *conv.padding[1:]), conv.dilation, conv.groups)
 
 
-Layer = Callable[[Tensor, Stream], Tensor]
+Layer = Callable[[Tensor, StreamState], Tensor]
 """The next frames of a film [b c t h w] -> those that are ready; raises NotYet where none is."""
+Names = dict[nn.Module, str]
+"""What the layers of a network are called in a state: as in its state dict."""
 
 
-def run(layers: Sequence[Layer], x: Tensor, stream: Stream, most: int, *, is_last: bool) -> Iterator[Tensor]:
+def names_of(network: nn.Module) -> Names:
+    return {module: name for name, module in network.named_modules()}
+
+
+def run(layers: Sequence[Layer], x: Tensor, stream: StreamState, most: int, *, is_last: bool) -> Iterator[Tensor]:
     """Send the next frames of a film through layers.
 
     At a film's end every layer gives out what it held back, so that later ones would get far more frames than came in;
@@ -96,39 +83,102 @@ def run(layers: Sequence[Layer], x: Tensor, stream: Stream, most: int, *, is_las
     yield x
 
 
-def regroup(parts: Iterable[Tensor], first: int, then: int, *, dim: int) -> Iterator[tuple[Tensor, bool]]:
-    """Cut a film anew: `first` items along `dim`, then `then` at a time; the last part may be shorter.
+class GroupCoder(Coder):
+    """Cuts a film into groups, however it arrives: `first` items, then `then` at a time, fewer at the end."""
 
-    Yields:
-        Each part, and whether it is the last.
+    first: int
+    then: int
+    holds_last: bool = False
+    """A group waits until more has come after it, since the last one is coded in another way."""
+
+    def push(self, part: Tensor) -> Iterator[Tensor]:
+        waiting = self.state.tensors.pop(WAITING, None)
+        film = part if waiting is None else torch.cat([waiting, part], dim=2)
+        start = 0
+        while film.shape[2] - start >= self._size + self.holds_last:
+            size = self._size
+            yield from self.code(film.narrow(2, start, size), is_last=False)
+            self.state.num_frames_seen += size
+            start += size
+        if start < film.shape[2]:
+            self.state.tensors[WAITING] = film[:, :, start:].clone()
+
+    def finish(self) -> Iterator[Tensor]:
+        rest = self.state.tensors.pop(WAITING, None)
+        if rest is not None:
+            yield from self.code(rest, is_last=True)
+            self.state.num_frames_seen += rest.shape[2]
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the group that is coded is the film's first."""
+        return self.state.num_frames_seen == 0
+
+    @property
+    def _size(self) -> int:
+        return self.first if self.is_first else self.then
+
+    @abstractmethod
+    def code(self, group: Tensor, *, is_last: bool) -> Iterator[Tensor]:
+        """Send a group [1 c t h w] through the network.
+
+        Args:
+            is_last: the film ends with it. (A whole group at the film's end is not marked unless `holds_last`.)
+        """
+
+
+class LayerCoder(Coder):
+    """Sends a film through layers over streams; the newest part waits, since layers must know which is the last."""
+
+    def __init__(self, autoencoder: Any, state: StreamState, per_pass: PerPass) -> None:
+        super().__init__(autoencoder, state, per_pass)
+        self._layers = self.layers()
+
+    @abstractmethod
+    def layers(self) -> list[Layer]:
+        """Return the network's layers."""
+
+    def push(self, part: Tensor) -> Iterator[Tensor]:
+        most = self._most(part)
+        for piece in part.split(max(1, most // self.autoencoder.grid.step), dim=2):
+            yield from self._pass(most, is_last=False)
+            self.state.tensors[WAITING] = piece.clone()
+
+    def finish(self) -> Iterator[Tensor]:
+        if WAITING in self.state.tensors:
+            yield from self._pass(self._most(self.state.tensors[WAITING]), is_last=True)
+
+    def _most(self, latents: Tensor) -> int:
+        return self.frames_per_pass(*(side * self.autoencoder.spatial_factor for side in latents.shape[-2:]))
+
+    def _pass(self, most: int, *, is_last: bool) -> Iterator[Tensor]:
+        waiting = self.state.tensors.pop(WAITING, None)
+        if waiting is not None:
+            yield from run(self._layers, waiting, self.state, most, is_last=is_last)
+            self.state.num_frames_seen += waiting.shape[2]
+
+
+class StretchCoder(GroupCoder):
+    """Codes a film anew in stretches of `then` items, each with `reach` more on either side, fewer at the film's ends.
+
+    `first` is `then + reach`, and `then` no less than `reach`.
     """
-    waiting: list[Tensor] = []
-    size = first
-    for part in parts:
-        waiting.append(part)
-        # More than `size`: what is cut off must not be the last.
-        while sum(item.shape[dim] for item in waiting) > size:
-            film = torch.cat(waiting, dim)
-            yield film.narrow(dim, 0, size), False
-            waiting = [film.narrow(dim, size, film.shape[dim] - size)]
-            size = then
-    if waiting:
-        yield torch.cat(waiting, dim), True
 
+    reach: int
+    holds_last = True
 
-def stretches(parts: Iterable[Tensor], length: int, reach: int) -> Iterator[tuple[Tensor, int, int]]:
-    """Cut a film [b c t h w] into stretches of `length` frames, each with up to `reach` more on either side.
+    def code(self, group: Tensor, *, is_last: bool) -> Iterator[Tensor]:
+        before = self.state.tensors.pop("film", None)
+        film = group if before is None else torch.cat([before, group], dim=2)
+        end = film.shape[2] - (0 if is_last else self.reach)
+        if not is_last:
+            self.state.tensors["film"] = film[:, :, end - self.reach :].clone()
+        first = 0 if before is None else self.reach
+        yield self.stretch(film)[:, :, first:end].clone()
 
-    Yields:
-        Frames, how many of them come before the stretch, and its length, which is up to `reach` more at the film's end.
-    """
-    film: Tensor | None = None
-    before = 0
-    for part, is_last in regroup(parts, length + reach, length, dim=2):
-        film = part if film is None else torch.cat([film, part], dim=2)
-        end = film.shape[2] - (0 if is_last else reach)
-        yield film, before, end - before
-        film, before = film[:, :, max(0, end - reach) :], min(end, reach)
+    @abstractmethod
+    def stretch(self, film: Tensor) -> Tensor:
+        """Code items [1 c t h w] as a film of their own; as many come back."""
 
 
 def marked(parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:

@@ -13,7 +13,7 @@ so that diffusers gives another result for every way to cut a film. Two things a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,11 +21,42 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentvid.autoencoders.budget import Cost
-from latentvid.autoencoders.pretrained.streams import Layer, Stream, convolve, marked, run, stretches
-from latentvid.autoencoders.video import PerPass, VideoAutoencoder
+from latentvid.autoencoders.pretrained.streams import Layer, LayerCoder, Names, StretchCoder, convolve, names_of
+from latentvid.autoencoders.protocol import Coder, PerPass
+from latentvid.autoencoders.video import VideoAutoencoder
+from latentvid.temporal.context import StreamState
 
 STRETCH = 2
 """Frames that a tile gives at a time, over those that it looks at before and after them."""
+
+
+class _Encoder(Coder):
+    def push(self, part: Tensor) -> Iterator[Tensor]:
+        network = self.autoencoder.network
+        for frames in _flat(part).split(self.frames_per_pass(*part.shape[-2:])):
+            yield _film(network.quant_conv(network.encoder(frames)))
+
+
+class _Decoder(LayerCoder):
+    def layers(self) -> list[Layer]:
+        return decoder_layers(self.autoencoder.network.decoder)
+
+
+class _TileDecoder(StretchCoder):
+    """Decodes anew every stretch of a film, with the frames around it as far as the layers look.
+
+    The delay lines are most of what decoding takes; like this no tile has any while others have their turn.
+    """
+
+    def __init__(self, autoencoder: SvdAutoencoder, state: StreamState, per_pass: PerPass) -> None:
+        super().__init__(autoencoder, state, per_pass)
+        self.reach = autoencoder.num_temporal_convs
+        self.then = STRETCH * self.reach
+        self.first = self.then + self.reach
+
+    def stretch(self, film: Tensor) -> Tensor:
+        decoder = _Decoder(self.autoencoder, StreamState(), self.frames_per_pass)
+        return torch.cat([*decoder.run([film])], dim=2)
 
 
 class SvdAutoencoder(VideoAutoencoder):
@@ -33,31 +64,10 @@ class SvdAutoencoder(VideoAutoencoder):
 
     kind = "AutoencoderKLTemporalDecoder"
     looks_ahead = True
+    encodes, decodes, decodes_tiles = _Encoder, _Decoder, _TileDecoder
 
     def _geometry(self, config: Any) -> tuple[int, int, int]:
         return 2 ** (len(config.block_out_channels) - 1), 1, config.latent_channels
-
-    def _encode(self, frames: Iterator[Tensor], per_pass: PerPass) -> Iterator[Tensor]:
-        for chunk in frames:
-            most = per_pass(*chunk.shape[-2:])
-            for part in chunk[0].transpose(0, 1).split(most):
-                moments = self.network.quant_conv(self.network.encoder(part))
-                yield moments.transpose(0, 1)[None]
-
-    def _decode(self, latents: Iterator[Tensor], per_pass: PerPass) -> Iterator[Tensor]:
-        stream, layers = Stream(), decoder_layers(self.network.decoder)
-        for part, is_last in marked(self._cut(latents, per_pass)):
-            most = per_pass(*(side * self.spatial_factor for side in part.shape[-2:]))
-            yield from run(layers, part, stream, most, is_last=is_last)
-
-    def _decode_tile(self, latents: Iterator[Tensor], per_pass: PerPass) -> Iterator[Tensor]:
-        """Decode anew every stretch of a film, with the frames around it as far as the layers look.
-
-        The delay lines are most of what decoding takes; like this no tile has any while others have their turn.
-        """
-        reach = self.num_temporal_convs
-        for part, skipped, length in stretches(latents, STRETCH * reach, reach):
-            yield torch.cat([*self._decode(iter([part]), per_pass)], dim=2)[:, :, skipped : skipped + length].clone()
 
     @cached_property
     def _decode_tile_cost(self) -> Cost:
@@ -69,32 +79,33 @@ class SvdAutoencoder(VideoAutoencoder):
 
 def decoder_layers(decoder: Any) -> list[Layer]:
     """Return diffusers' temporal decoder as layers over streams."""
+    names = names_of(decoder)
     first, *others = decoder.mid_block.resnets
-    layers = [_per_frame(decoder.conv_in), _block(first)]
+    layers = [_per_frame(decoder.conv_in), _block(first, names)]
     for attention, block in zip(decoder.mid_block.attentions, others, strict=False):
-        layers += [_per_frame(attention), _block(block)]
+        layers += [_per_frame(attention), _block(block, names)]
     for stage in decoder.up_blocks:
-        layers += [_block(block) for block in stage.resnets]
+        layers += [_block(block, names) for block in stage.resnets]
         layers += [_per_frame(upsampler) for upsampler in stage.upsamplers or ()]
     head = nn.Sequential(decoder.conv_norm_out, decoder.conv_act, decoder.conv_out)
-    return [*layers, _per_frame(head), partial(_convolve, decoder.time_conv_out)]
+    return [*layers, _per_frame(head), lambda x, stream: _convolve(decoder.time_conv_out, x, names, stream)]
 
 
 def _per_frame(layer: nn.Module) -> Layer:
     return lambda x, _: _film(layer(_flat(x)))
 
 
-def _block(block: Any) -> Layer:
+def _block(block: Any, names: Names) -> Layer:
     """Return a spatial and a temporal residual block."""
 
-    def layer(x: Tensor, stream: Stream) -> Tensor:
+    def layer(x: Tensor, stream: StreamState) -> Tensor:
         spatial = _film(block.spatial_res_block(_flat(x), None))
-        stream.put(block, spatial)
+        stream.put(names[block], spatial)
         branch, temporal = spatial, block.temporal_res_block
         for norm, conv in ((temporal.norm1, temporal.conv1), (temporal.norm2, temporal.conv2)):
             # Per frame: `norm` itself would take its statistics over all frames of the pass.
-            branch = _convolve(conv, _film(F.silu(norm(_flat(branch)))), stream)
-        spatial = stream.take(block, branch.shape[2])
+            branch = _convolve(conv, _film(F.silu(norm(_flat(branch)))), names, stream)
+        spatial = stream.take(names[block], branch.shape[2])
         is_image = torch.zeros(1, branch.shape[2], device=x.device, dtype=x.dtype)
         mixed: Tensor = block.time_mixer(x_spatial=spatial, x_temporal=spatial + branch, image_only_indicator=is_image)
         return mixed
@@ -102,8 +113,8 @@ def _block(block: Any) -> Layer:
     return layer
 
 
-def _convolve(conv: nn.Conv3d, x: Tensor, stream: Stream) -> Tensor:
-    return convolve(x, conv, conv, stream, causal=False, repeat_edges=False)
+def _convolve(conv: nn.Conv3d, x: Tensor, names: Names, stream: StreamState) -> Tensor:
+    return convolve(x, conv, names[conv], stream, causal=False, repeat_edges=False)
 
 
 def _flat(film: Tensor) -> Tensor:
