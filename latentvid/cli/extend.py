@@ -51,7 +51,7 @@ def run(
     common.check_length(making.frames, making.seconds)
     if not clip.is_file():
         raise InputError(f"{clip}: no such file.")
-    if output.resolve() == clip.resolve():
+    if output.resolve() == clip.resolve() or (output.exists() and output.samefile(clip)):
         raise UsageError(f"{output} is the clip itself; name another file.")
     making.check(output)
     out = making.output()

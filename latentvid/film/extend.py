@@ -7,9 +7,9 @@ come from inverting the clip under the model (DDIM inversion, arXiv 2010.02502).
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,17 +20,17 @@ from torch import Tensor
 
 from latentvid.autoencoders.latent_file import LatentWriter
 from latentvid.core.errors import CheckpointError, InputError, UsageError
-from latentvid.core.files import atomic_path, locked, sha256_of
+from latentvid.core.files import atomic_path, sha256_of
 from latentvid.extension.rules import ReuseRule, Tail
 from latentvid.film.anchors import prepare_anchors
 from latentvid.film.clip_shots import TICK, ClipShots, clip_shots, own_encoding
 from latentvid.film.finish import publish, write_drift, write_sheet
-from latentvid.film.folder import SEGMENT_SUFFIXES, Carry, RunFolder, run_path, save_carry
-from latentvid.film.generate import complete, new_run, weights_of
+from latentvid.film.folder import SEGMENT_SUFFIXES, Carry, RunFolder, refuse_same, save_carry
+from latentvid.film.generate import complete, consistent, new_run, weights_of
 from latentvid.film.handover import HandOver
 from latentvid.film.joins import join_of
 from latentvid.film.latents import FilmLatents, end_of_film, run_of_film
-from latentvid.film.make import FilmReport, OnProgress, last_of, latent_meta, sampling_of
+from latentvid.film.make import FilmReport, OnProgress, last_of, latent_meta, resumable, sampling_of
 from latentvid.film.options import FilmOptions, film_settings
 from latentvid.film.settings import ClipSettings, FilmSettings, OwnFilm, Retime, SourceFrames, clip_of
 from latentvid.film.timing import SAME_RATE, Timing, model_rate
@@ -93,8 +93,7 @@ def extend_clip(
     clip, out = Path(clip), Path(out)
     if out.suffix.lower() not in SEGMENT_SUFFIXES:
         raise UsageError(f"{out}: an extended clip is written as {', '.join(SEGMENT_SUFFIXES)}.")
-    if out.resolve() == clip.resolve():
-        raise UsageError(f"{out} is the clip itself; name another file.")
+    refuse_same(clip, out, options.get("contact_sheet"))
     with open_video(clip) as reader:
         meta = reader.meta
     facts = _clip_settings(pipeline, clip, meta, num_frames, source_frames, retime, hand_over_s)
@@ -114,10 +113,13 @@ def extend_clip(
         fps=facts.fps,
         clip=facts,
     )
-    run = new_run(pipeline, settings, run_path(out), given=given_frames(settings))
-    with locked(run.path):
-        prepare_anchors(run, pipeline)
-        prepare_clip(run, pipeline)
+    with (
+        new_run(pipeline, settings, out, options, clip, given=given_frames(settings)) as run,
+        consistent(own) if own else nullcontext(),
+    ):
+        with resumable(run.path):
+            prepare_anchors(run, pipeline)
+            prepare_clip(run, pipeline)
         return complete(run, pipeline, clip_shots(run), on_progress=on_progress)
 
 
@@ -137,10 +139,9 @@ def prepare_clip(run: RunFolder, pipeline: LatentVideoPipeline) -> None:
     Raises:
         InputError: the clip is gone or was changed.
     """
+    check_clip(run)
     settings = run.settings
     clip = clip_of(settings)
-    if not Path(clip.path).is_file() or sha256_of(clip.path) != clip.sha256:
-        raise InputError(f"{clip.path}: the clip that {run.path} continues is gone or was changed.")
     if clip.how is None:
         _decide(run)
     if run.carry(0).is_file():
@@ -155,6 +156,17 @@ def prepare_clip(run: RunFolder, pipeline: LatentVideoPipeline) -> None:
     if clip.own is not None:
         _refer(run, RunFolder.open(clip.own.run))
     save_carry(run.carry(0), carry)
+
+
+def check_clip(run: RunFolder) -> None:
+    """Refuse to go on from another clip than the run was begun for.
+
+    Raises:
+        InputError: it is gone or was changed.
+    """
+    clip = clip_of(run.settings)
+    if not Path(clip.path).is_file() or sha256_of(clip.path) != clip.sha256:
+        raise InputError(f"{clip.path}: the clip that {run.path} continues is gone or was changed.")
 
 
 def _refer(run: RunFolder, own: RunFolder) -> None:
@@ -270,23 +282,23 @@ def invert_tail(
 def finish_extension(run: RunFolder) -> tuple[dict[str, float], list[str]]:
     """Join the clip and the new frames, and return the drift's summary and what the user should know."""
     clip = clip_of(run.settings)
-    joined = run.path / f"film{run.film.suffix}"
+    joined = run.files.file(f"film{run.film.suffix}")
     segments = [run.segment(k) for k in range(run.record.num_windows) if run.segment(k).is_file()]
     if clip.how == "copy":
         joint = joint_of(clip.path, run.film)
         append_segments(clip.path, segments, joined, joint=joint, fps=Fraction(clip.fps))
     else:
-        source = run.path / f"source{run.segment_suffix}"
+        source = run.files.file(f"source{run.segment_suffix}")
         _reencode(run.settings, source)
         concat_segments([source, *segments], joined, audio_from=clip.path)
-        os.unlink(source)
+        run.files.remove(source.name)
     if clip.how != "reencode" and not begins_with(joined, clip.path):
         raise CheckpointError(f"{run.film}: the clip's own frames did not survive the joining; nothing was written.")
     publish(run, joined)
-    drift = write_drift(run)
-    write_sheet(run)
+    drift, notes = write_drift(run)
+    notes += write_sheet(run)
     join = join_of(run.film, clip.num_frames)
-    return {**drift, **join.to_dict()}, [*notes_of(run.settings), join.in_words()]
+    return {**drift, **join.to_dict()}, [*notes_of(run.settings), join.in_words(), *notes]
 
 
 def notes_of(settings: FilmSettings) -> list[str]:
@@ -340,7 +352,7 @@ def _try_copy(run: RunFolder) -> None:
     clip = clip_of(run.settings)
     joint = joint_of(clip.path, run.film)
     shots = ClipShots(run.settings, 0, joint)
-    segment, joined = run.path / "trial.mp4", run.path / f"trial-film{run.film.suffix}"
+    segment, joined = (run.files.file(name) for name in ("trial.mp4", f"trial-film{run.film.suffix}"))
     rate = Fraction(clip.fps)
     try:
         with VideoWriter(
@@ -352,7 +364,7 @@ def _try_copy(run: RunFolder) -> None:
             raise NotAppendable("its frames would not decode as before")
     finally:
         for file in (segment, joined):
-            file.unlink(missing_ok=True)
+            run.files.remove(file.name)
 
 
 def _reencode(settings: FilmSettings, target: Path) -> None:
