@@ -16,6 +16,7 @@ import typer
 from latentvid.cli import common
 from latentvid.cli.output import Output, columns
 from latentvid.core.errors import CheckpointError, InputError, LatentVidError, PartialFailure, UsageError
+from latentvid.core.folder import refuse_links
 from latentvid.core.memory import format_bytes
 
 
@@ -114,6 +115,9 @@ def run(
     if ray_workers is not None and ray is None:
         raise UsageError("--ray-workers needs --ray: auto, local, or a cluster's address.")
     jobs = plan_jobs(find_named(clips, stills=stills), output, share)
+    if output.is_dir():
+        for _, target in jobs:
+            refuse_links(output, target)
     from latentvid.autoencoders.batch import EncodeSettings, encode_files, plan_encode
     from latentvid.autoencoders.load import load_autoencoder
     from latentvid.core.places import only_checkpoint

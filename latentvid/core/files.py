@@ -57,18 +57,24 @@ def guarded(guard: Guard) -> Iterator[None]:
         _GUARDS.reset(token)
 
 
-def _guards_of(target: Path) -> list[Guard]:
+def _guard_of(target: Path) -> Guard | None:
+    """Return the guard of the innermost folder around a target."""
     parents = Path(os.path.abspath(target)).parents
-    return [guard for guard in _GUARDS.get() if Path(os.path.abspath(guard.path)) in parents]
+    around = [guard for guard in _GUARDS.get() if Path(os.path.abspath(guard.path)) in parents]
+    return max(around, key=lambda guard: len(os.path.abspath(guard.path)), default=None)
 
 
 @contextmanager
-def atomic_path(target: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
+def atomic_path(target: str | Path, *, overwrite: bool | None = True) -> Iterator[Path]:
     """Yield a temporary path beside `target`; sync it and move it into place when the block succeeds.
 
     On any failure (a kill included) `target` is left as it was. The temporary file keeps the suffix of
     `target`, since writers choose formats by it; one that a killed process left is removed by the next who writes
     the same target.
+
+    Args:
+        overwrite: whether to replace what is there; None is no, and lets the block, not the start, be where the target
+            must not be there any more.
 
     Raises:
         UsageError: `target` exists, or exists by the time that it is whole, and `overwrite` is false; or its folder
@@ -76,21 +82,21 @@ def atomic_path(target: str | Path, *, overwrite: bool = True) -> Iterator[Path]
         ResourceError: the disk is full, or another process is writing `target`.
     """
     target = Path(target)
-    guards = _guards_of(target)
-    for guard in guards:
+    guard = _guard_of(target)
+    if guard is not None:
         guard.admit(target)
-    check_output(target, overwrite=overwrite)
+    check_output(target, overwrite=overwrite is not False)
     handle, beside = _open_beside(target)
     try:
         with resource_errors(target):
             yield beside
-            _sync(beside)
+            sync(beside)
             mask = os.umask(0)
             os.umask(mask)
             beside.chmod(0o666 & ~mask)
-            for guard in guards:
+            if guard is not None:
                 guard.record(target, beside)
-            put_in_place(beside, target, overwrite=overwrite)
+            put_in_place(beside, target, overwrite=bool(overwrite))
     except BaseException:
         beside.unlink(missing_ok=True)  # not after the move: the name may be another writer's by then
         raise
@@ -299,7 +305,7 @@ def _errno_of(error: BaseException) -> int:
             if found:
                 return int(found[1])
             seen = seen.__cause__ or seen.__context__
-    return errno.ENOSPC if "PytorchStreamWriter failed writing" in str(error) else 0
+    return errno.ENOSPC if re.search("PytorchStreamWriter failed|iostream error|unexpected pos", str(error)) else 0
 
 
 def check_output(target: str | Path, *, overwrite: bool) -> None:
@@ -388,7 +394,8 @@ def safe_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:80] or "unnamed"
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file is on the disk."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
 

@@ -31,6 +31,7 @@ from latentvid.core.files import (
     read_json,
     resource_errors,
     sha256_of,
+    sync,
     write_json,
 )
 
@@ -61,6 +62,7 @@ class Written:
 
     num_bytes: int
     sha256: str
+    """"" for files that are too large to be hashed each time."""
 
 
 @dataclass
@@ -72,6 +74,8 @@ class Folder:
 
     path: Path
     layout: Layout
+    home: str = "."
+    """Subfolder in which the `LOCK` file lies."""
     _list: int | None = field(default=None, repr=False)
     """Handle of the list, while the folder is held."""
     _newest: dict[str, list[Written]] = field(default_factory=dict, repr=False)
@@ -125,12 +129,12 @@ class Folder:
         """
         self._check_root()
         for name, place, mode in self._walk(""):
-            is_own = "/" in name or self.layout.files.fullmatch(name) or self.layout.folders.fullmatch(name)
-            if not is_own and name != LOCK:
-                continue
-            is_folder = bool(self.layout.folders.fullmatch(name)) or (
-                stat.S_ISDIR(mode) and not self.layout.files.fullmatch(name)
+            may_be_file, may_be_folder = (
+                bool(known.fullmatch(name)) for known in (self.layout.files, self.layout.folders)
             )
+            if "/" not in name and name != LOCK and not may_be_file and not may_be_folder:
+                continue  # the user's
+            is_folder = may_be_folder if may_be_file != may_be_folder else stat.S_ISDIR(mode)
             self._check_kind(place, mode, is_folder=is_folder)
 
     def _walk(self, below: str) -> Iterator[tuple[str, Path, int]]:
@@ -189,7 +193,7 @@ class Folder:
             ResourceError: another process holds it.
             CheckpointError: a link is in it.
         """
-        with locked(self.path) as handle:
+        with locked(self.path / self.home) as handle:
             self.check()
             self._list = handle
             try:
@@ -245,6 +249,8 @@ class Folder:
                 fitting = sorted((one for one in written if one.num_bytes <= size), key=lambda one: one.num_bytes)
                 return any(_begins_as(place, one) for one in fitting[-_NEWEST:])
             same_size = [one for one in written if one.num_bytes == size]
+            if any(not one.sha256 for one in same_size):
+                return True
             return bool(same_size) and sha256_of(place, follow_links=False) in {one.sha256 for one in same_size}
         except OSError:
             return False
@@ -268,7 +274,7 @@ class Folder:
     def _lines(self) -> Iterator[dict[str, Any]]:
         """Yield the lines of the list; what a kill cut short, or a stranger made up, is left out."""
         try:
-            with open_regular(self.path / LOCK, follow_links=False) as stream:
+            with open_regular(self.path / self.home / LOCK, follow_links=False) as stream:
                 while raw := stream.readline(MAX_LINE):
                     try:
                         line = json.loads(raw)
@@ -292,7 +298,7 @@ class Folder:
     def _append_to_list(self, line: dict[str, Any]) -> None:
         if self._list is None:
             return
-        with resource_errors(self.path / LOCK):
+        with resource_errors(self.path / self.home / LOCK):
             # The line's end stands in front of it: a kill may have cut the one before it short.
             os.write(self._list, b"\n" + json.dumps(line).encode())
             os.fsync(self._list)
@@ -351,6 +357,73 @@ class Folder:
         self.make_folder(PurePosixPath(to).parent.as_posix())
         with resource_errors(target):
             put_in_place(source, target, overwrite=True)
+
+    def list_all(self, below: str, to: str) -> None:
+        """List the files of a subfolder that is about to be renamed, by their sizes alone."""
+        for name, place, mode in self._walk(below):
+            if stat.S_ISREG(mode):
+                self._note(to + name.removeprefix(below), Written(place.stat().st_size, ""))
+
+    def install(self, staged: str, to: str) -> list[str]:
+        """Move all files of a subfolder to another (`""` is the folder itself), replacing only what the run wrote.
+
+        Returns:
+            Files that somebody changed and that stay as they are: documents, and those that are the same as they were
+            before they were changed.
+
+        Raises:
+            UsageError: another file is in the way; nothing was moved.
+        """
+        kept, moves = [], []
+        for name, place, mode in self._walk(staged):
+            target = (f"{to}/" if to else "") + name.removeprefix(f"{staged}/")
+            if not stat.S_ISREG(mode):
+                continue
+            there = self.file(target)
+            if there.is_file() and sha256_of(there, follow_links=False) == sha256_of(place, follow_links=False):
+                continue
+            if self.is_free(target):
+                moves.append((name, target))
+            elif self.layout.documents.fullmatch(target) or self._is_one_of(target, place, self._written(target)):
+                kept.append(target)
+            else:
+                raise UsageError(
+                    f"{there} was not written by this run, or was changed since, and is left as it is; move it away."
+                )
+        for name, target in moves:
+            with resource_errors(self.path / name):
+                sync(self.path / name)
+            self.move(name, target)
+        self.drop(staged)
+        return kept
+
+    def drop(self, below: str) -> None:
+        """Remove a subfolder of files that were not yet moved to their names, if it is there."""
+        found = list(self._walk(below))
+        for _, place, mode in found:
+            if not stat.S_ISDIR(mode):
+                with resource_errors(place):
+                    place.unlink(missing_ok=True)
+        for _, place, mode in reversed(found):
+            if stat.S_ISDIR(mode):
+                self._remove_if_empty(place)
+        self._remove_if_empty(self.path / below)
+
+    def drop_known(self, below: str) -> None:
+        """Remove the run's own files of a subfolder, and it where nothing else is in it.
+
+        A hidden subfolder is one whose files were not yet moved to their names.
+        """
+        for name in self.files_in(below):
+            if PurePosixPath(below).name.startswith("."):
+                with resource_errors(self.path / name):
+                    self.file(name).unlink(missing_ok=True)
+            else:
+                self.remove(name)
+        for leftover, place, mode in self._walk(below):
+            if stat.S_ISREG(mode) and self._is_leftover(leftover):
+                place.unlink(missing_ok=True)
+        self.remove_folder(below)
 
     def remove(self, name: str) -> bool:
         """Remove a file if it is the run's own; return whether nothing is there any more."""

@@ -18,6 +18,7 @@ from latentvid.autoencoders.load import load_image_autoencoder
 from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.config import StrictModel, load_config, read_tree
 from latentvid.core.errors import UsageError, did_you_mean
+from latentvid.core.folder import refuse_links
 from latentvid.core.rng import Rng
 from latentvid.data.mixture import Latents, Mixture
 from latentvid.data.tokenizer import build_tokenizer
@@ -339,6 +340,7 @@ class _Preparation:
     def encoded(self, name: str, source: SourceConfig, *, keep_pixels: bool = False) -> LatentCache:
         key = cache_name(source.model_dump_json(), self.vae.latent_space(), self.loop.mixed_precision)
         place = self.folder / f"{name}-{key}"
+        refuse_links(self.folder, place)
         return build_cache(source.open(), self._encode, place, keep_pixels=keep_pixels, on_clip=self.on_prepared)
 
     def _encode(self, video: Tensor) -> Tensor:
@@ -359,6 +361,7 @@ def run(
     """Build the recipe's task and train it into `folder`; return the last log record."""
     folder = Path(folder)
     check_folder(folder, resume=resume)  # before any data is prepared
+    refuse_links(folder, folder / "cache")
     torch.manual_seed(Rng(recipe.loop.seed).seed_of("weights"))  # networks draw their first weights from it
     task = recipe.task(folder, on_prepared)
     return train(task, recipe.loop, folder, resume=resume, device=device, on_record=on_record)
