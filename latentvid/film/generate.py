@@ -267,7 +267,8 @@ def check_model(run: RunFolder, pipeline: LatentVideoPipeline) -> None:
         CheckpointError: weights differ.
     """
     found = weights_of(pipeline)
-    different = sorted(name for name, expected in run.record.weights.items() if found.get(name) != expected)
+    known = run.record.weights
+    different = sorted(name for name in known.keys() | found.keys() if found.get(name) != known.get(name))
     if different:
         raise CheckpointError(
             f"{run.path}: the model's {', '.join(different)} changed since the run was begun; the rest of the film "
