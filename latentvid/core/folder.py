@@ -24,6 +24,7 @@ from latentvid.core.errors import CheckpointError, UsageError
 from latentvid.core.files import (
     LOCK,
     beside_name,
+    check_output,
     guarded,
     locked,
     open_regular,
@@ -80,7 +81,7 @@ class Folder:
     """Handle of the list, while the folder is held."""
     _newest: dict[str, list[Written]] = field(default_factory=dict, repr=False)
     """What was written last; the list itself grows with the run and is searched on disk."""
-    _growing: dict[str, tuple[int, Any]] = field(default_factory=dict, repr=False)
+    _growing: dict[str, tuple[int, hashlib._Hash]] = field(default_factory=dict, repr=False)
     """Size and hash of files that are appended to."""
 
     # --- names ---------------------------------------------------------------------------------------------------
@@ -173,9 +174,10 @@ class Folder:
         return self.file(name).is_file()
 
     def make_folder(self, name: str) -> Path:
-        """Make a subfolder, and those above it, where they are missing."""
+        """Make a subfolder, and all above it, where they are missing."""
         place = self.path
         self._check_root()
+        check_output(place / "-", overwrite=True)
         for part in PurePosixPath(name).parts:
             place = place / part
             with resource_errors(place):
@@ -508,10 +510,10 @@ def _begins_as(place: Path, one: Written) -> bool:
     """Whether a file begins with what was written, and hardly more follows."""
     if place.stat().st_size > one.num_bytes + MAX_LINE:
         return False
-    return _hashed(place, one.num_bytes)[1].hexdigest() == one.sha256  # type: ignore[no-any-return]
+    return _hashed(place, one.num_bytes)[1].hexdigest() == one.sha256
 
 
-def _hashed(place: Path, num_bytes: int | None = None) -> tuple[int, Any]:
+def _hashed(place: Path, num_bytes: int | None = None) -> tuple[int, hashlib._Hash]:
     """Return size and hash of a file's beginning, or of all; of nothing where there is none."""
     digest, left = hashlib.sha256(), num_bytes if num_bytes is not None else 1 << 62
     size = 0

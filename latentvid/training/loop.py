@@ -461,9 +461,10 @@ def check_folder(folder: Path, *, resume: bool) -> None:
         raise UsageError(f"{folder} is a file; name a folder for the run.")
     files = Folder(folder, LAYOUT)
     files.check()
-    is_run = bool(saved_states(folder)) or files.has(LOG)
-    if is_run and not resume:
+    has_begun = bool(saved_states(folder)) or files.has(LOG)
+    if has_begun and not resume:
         raise UsageError(f"{folder} holds a training run already; pass --resume or another folder.")
+    is_run = has_begun and (files.has(LOOP) or files.is_listed)
     if not is_run:
         taken = [name for name in files.files() if not (files.is_listed and files.owns(name))]
         taken += [name for name in ("state", EXPORT) if (folder / name).is_dir() and any((folder / name).iterdir())]

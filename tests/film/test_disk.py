@@ -200,21 +200,22 @@ def test_a_film_is_not_made_of_what_it_replaces(pipeline: LatentVideoPipeline, t
     if kind == "hard link":
         os.link(source, tmp_path / "b.mp4")
     before = tree(tmp_path)
+    clip, out, more = source, tmp_path / "a.mkv", {}
+    if kind == "inside":
+        clip, out = tmp_path / "a.run" / "windows" / "000000.mp4", source
+    elif kind == "picture":
+        out, more = tmp_path / "b.mp4", {"contact_sheet": source}
+    elif kind == "hard link":
+        out = tmp_path / "b.mp4"
+    elif kind.startswith("."):
+        out = tmp_path / f"a{kind}"
+    given: dict[str, Any] = {"overwrite": True, **more, **STEPS}
+    if kind == ".gif":
+        work: Callable[[], object] = lambda: generate_film(pipeline, "sea", out, num_frames=8, **given)  # noqa: E731
+    else:
+        work = lambda: extend_clip(pipeline, clip, out, num_frames=3, **given)  # noqa: E731
     with pytest.raises(UsageError, match="name another|is the clip itself"):
-        if kind == ".gif":
-            generate_film(pipeline, "sea", tmp_path / "a.gif", num_frames=8, overwrite=True, **STEPS)
-        elif kind == "inside":
-            clip = tmp_path / "a.run" / "windows" / "000000.mp4"
-            extend_clip(pipeline, clip, source, num_frames=3, overwrite=True, **STEPS)
-        elif kind == "picture":
-            extend_clip(
-                pipeline, source, tmp_path / "b.mp4", num_frames=3, contact_sheet=source, overwrite=True, **STEPS
-            )
-        elif kind == "hard link":
-            extend_clip(pipeline, source, tmp_path / "b.mp4", num_frames=3, overwrite=True, **STEPS)
-        else:
-            suffix = ".mkv" if kind == "extension" else kind
-            extend_clip(pipeline, source, tmp_path / f"a{suffix}", num_frames=3, overwrite=True, **STEPS)
+        work()
     assert tree(tmp_path) == before
 
 
