@@ -253,7 +253,7 @@ def _results(files: Folder) -> Iterator[Path]:
     finally:
         files.drop(STAGED)
     for name in kept:
-        warnings.warn(f"{files.path / name} was changed since it was written; it is left as it is.", stacklevel=2)
+        warnings.warn(f"{files.path / name} was changed since it was written; it is left as it is.", stacklevel=1)
 
 
 def check_folder(folder: Path, config: FinetuneConfig, vae: str, footage: Footage, *, resume: bool) -> None:

@@ -120,7 +120,7 @@ def test_each_time_another_one(pipeline: LatentVideoPipeline, tmp_path: Path) ->
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 def test_killed_while_a_window_is_made_again(model: Path, tmp_path: Path) -> None:
-    """Each child is killed seven operations later; between them the film is the old one or the new one, never neither."""
+    """Each child is killed seven operations later than the one before; no window is lost or torn."""
     pipeline = LatentVideoPipeline.from_pretrained(model)
     for name in ("whole", "film"):
         generate_film(pipeline, "clouds", tmp_path / f"{name}.mp4", num_frames=14, **STEPS)
