@@ -77,9 +77,9 @@ def atomic_path(target: str | Path, *, overwrite: bool | None = True) -> Iterato
             must not be there any more.
 
     Raises:
-        UsageError: `target` exists, or exists by the time that it is whole, and `overwrite` is false; or its folder
-            cannot be made.
-        ResourceError: the disk is full, or another process is writing `target`.
+        UsageError: `target` exists, or exists by the time that it is whole, and `overwrite` is false; another process
+            is writing it; or its folder cannot be made.
+        ResourceError: the disk is full.
     """
     target = Path(target)
     guard = _guard_of(target)
@@ -153,7 +153,7 @@ def _open_beside(target: Path) -> tuple[int | None, Path]:
     the name is one of chance.
 
     Raises:
-        ResourceError: a living process holds it.
+        UsageError: a living process holds it.
     """
     usual = target.parent / beside_name(target.name)
     handle = _open_locked(usual, target)
@@ -189,9 +189,7 @@ def _open_locked(path: Path, target: Path) -> int | None:
                 return handle
         except BlockingIOError:
             os.close(handle)
-            raise ResourceError(
-                f"{target}: another process is writing it; wait for it, or name another output."
-            ) from None
+            raise UsageError(f"{target}: another process is writing it; wait for it, or name another output.") from None
         except OSError:
             pass
         os.close(handle)

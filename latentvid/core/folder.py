@@ -247,9 +247,11 @@ class Folder:
     def _is_one_of(self, name: str, place: Path, written: list[Written]) -> bool:
         try:
             size = place.stat().st_size
+            if name in self._growing and self._growing[name][0] == size:
+                return True  # as this process left it; all of it would have to be read each time
             if name in self.layout.grows:
                 fitting = sorted((one for one in written if one.num_bytes <= size), key=lambda one: one.num_bytes)
-                return any(_begins_as(place, one) for one in fitting[-_NEWEST:])
+                return any(_begins_as(place, one) for one in reversed(fitting[-_NEWEST:]))
             same_size = [one for one in written if one.num_bytes == size]
             if any(not one.sha256 for one in same_size):
                 return True
@@ -374,7 +376,7 @@ class Folder:
             before they were changed.
 
         Raises:
-            UsageError: another file is in the way; nothing was moved.
+            UsageError: another file is in the way; nothing was moved, and the subfolder is still there.
         """
         kept, moves = [], []
         for name, place, mode in self._walk(staged):

@@ -223,7 +223,8 @@ def own_end(pipeline: LatentVideoPipeline, settings: FilmSettings, own: OwnFilm)
     """
     clip = clip_of(settings)
     run = run_of_film(Path(clip.path), clip.sha256, pipeline)
-    if run is None or FilmLatents(run).stop != own.num_frames:
+    is_known = run is not None and run.path.resolve() == Path(own.run).resolve()
+    if run is None or not is_known or FilmLatents(run).stop != own.num_frames:
         raise InputError(f"{own.run}, whose latents the film goes on from, is gone or was changed.")
     latents = FilmLatents(run).tail(pipeline.config.num_frames)
     return latents, end_of_film(run, settings, weights_of(pipeline), pipeline.unet.device)

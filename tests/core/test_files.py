@@ -82,7 +82,7 @@ def test_what_a_killed_writer_leaves_is_used_again_and_a_living_one_is_waited_fo
     with subprocess.Popen([sys.executable, "-c", STUCK, str(target)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        with pytest.raises(ResourceError, match="another process is writing it"):
+        with pytest.raises(UsageError, match="another process is writing it"):
             write(target, b"mine")
         process.send_signal(signal.SIGKILL)
         process.wait()

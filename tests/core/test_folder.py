@@ -96,7 +96,10 @@ def moved(folder: Folder, data: bytes) -> None:
 
 def installed(folder: Folder, data: bytes) -> None:
     (folder.make_folder("new") / "1.bin").write_bytes(data)
-    folder.install("new", "parts")
+    try:
+        folder.install("new", "parts")
+    finally:
+        folder.drop("new")
 
 
 @pytest.mark.parametrize("how", [replaced, moved, installed])
