@@ -24,7 +24,6 @@ from latentvid.core.errors import CheckpointError, UsageError
 from latentvid.core.files import (
     LOCK,
     beside_name,
-    check_output,
     guarded,
     locked,
     open_regular,
@@ -177,11 +176,15 @@ class Folder:
         """Make a subfolder, and all above it, where they are missing."""
         place = self.path
         self._check_root()
-        check_output(place / "-", overwrite=True)
+        with resource_errors(place):
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise UsageError(f"{place} is a file, not a folder.") from error
         for part in PurePosixPath(name).parts:
             place = place / part
-            with resource_errors(place):
-                place.mkdir(exist_ok=True)
+            with resource_errors(place), suppress(FileExistsError):
+                place.mkdir()
             self._check_kind(place, os.lstat(place).st_mode, is_folder=True)
         return place
 
@@ -195,9 +198,12 @@ class Folder:
             ResourceError: another process holds it.
             CheckpointError: a link is in it.
         """
+        self._unlinked(f"{self.home}/{LOCK}")
         with locked(self.path / self.home) as handle:
             self.check()
             self._list = handle
+            self._newest.clear()
+            self._growing.clear()
             try:
                 with guarded(self):
                     yield
@@ -238,10 +244,6 @@ class Folder:
             return True
         if not self.is_listed:
             return not self.layout.documents.fullmatch(name) or self._is_one_of(name, place, self._written(name))
-        return self._is_one_of(name, place, self._written(name))
-
-    def wrote(self, name: str, place: Path) -> bool:
-        """Whether the run wrote, as `name`, once what is now at `place`."""
         return self._is_one_of(name, place, self._written(name))
 
     def _is_one_of(self, name: str, place: Path, written: list[Written]) -> bool:
@@ -478,9 +480,12 @@ class Folder:
         ]
 
     def clear(self) -> None:
-        """Remove the run's own files, and subfolders that are empty then; all others stay."""
+        """Remove the run's own files, and subfolders that are empty then; all others stay.
+
+        What makes it such a folder goes last, so that whoever is killed meanwhile leaves one that can be cleared.
+        """
         changed = set(self.changed())
-        for name in self.files():
+        for name in sorted(self.files(), key=lambda name: name in self.layout.always):
             if name not in changed:
                 with resource_errors(self.path / name):
                     (self.path / name).unlink(missing_ok=True)

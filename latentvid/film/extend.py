@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from latentvid.autoencoders.latent_file import LatentWriter
+from latentvid.core.config import validate
 from latentvid.core.errors import CheckpointError, InputError, UsageError
 from latentvid.core.files import atomic_path, sha256_of
 from latentvid.extension.rules import ReuseRule, Tail
@@ -410,22 +411,23 @@ def _clip_settings(
         if before is not None and before.retime == retime:
             shown, made = before.shown_before + before.num_added, before.made_before + run.settings.num_frames
             hand_over = before.hand_over_frames if is_wanted and shown < before.hand_over_frames else 0
-    return ClipSettings(
-        path=str(clip.resolve()),
-        sha256=digest,
-        own=OwnFilm(run=str(run.path.resolve()), num_frames=FilmLatents(run).stop) if run else None,
-        width=meta.width,
-        height=meta.height,
-        fps=str(meta.fps),
-        num_frames=meta.num_frames,
-        num_added=num_frames,
-        is_retimed=model_rate(meta.fps, pipeline.config.fps, retime) != 1,
-        retime=retime,
-        shown_before=shown,
-        made_before=made,
-        hand_over_frames=hand_over,
-        source_frames=source_frames,
-    )
+    facts = {
+        "path": str(clip.resolve()),
+        "sha256": digest,
+        "own": OwnFilm(run=str(run.path.resolve()), num_frames=FilmLatents(run).stop) if run else None,
+        "width": meta.width,
+        "height": meta.height,
+        "fps": str(meta.fps),
+        "num_frames": meta.num_frames,
+        "num_added": num_frames,
+        "is_retimed": model_rate(meta.fps, pipeline.config.fps, retime) != 1,
+        "retime": retime,
+        "shown_before": shown,
+        "made_before": made,
+        "hand_over_frames": hand_over,
+        "source_frames": source_frames,
+    }
+    return validate(facts, ClipSettings, source=clip)
 
 
 def _around(side: float, multiple: int) -> tuple[int, int]:

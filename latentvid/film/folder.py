@@ -16,8 +16,10 @@ Nothing in memory or in the carry grows with the number of windows.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -409,7 +411,15 @@ def deliver(source: Path, target: Path, *, known: str | None, overwrite: bool) -
             return digest
         if known is None or there != known:
             raise UsageError(f"{target} exists and is not of this run; move it away, or pass --overwrite.")
-    put_in_place(source, target, overwrite=overwrite or there is not None)
+    may_replace = overwrite or there is not None
+    try:
+        put_in_place(source, target, overwrite=may_replace)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # the run folder lies on another disk than what is beside it
+            raise
+        with atomic_path(target, overwrite=may_replace) as beside:
+            shutil.copyfile(source, beside)
+        source.unlink()
     return digest
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from latentvid import __version__
 from latentvid.autoencoders.image import hash_weights
+from latentvid.core.config import validate
 from latentvid.core.errors import CheckpointError
 from latentvid.core.files import check_output, resource_errors
 from latentvid.core.runtime import resolve_runtime
@@ -111,13 +112,14 @@ def new_run(
     """
     check_inputs(out, options.get("contact_sheet"), *inputs, options.get("end_image"), options.get("model"))
     plan = pipeline.plan(settings.num_frames, sampling_of(pipeline, settings), given=given)
-    record = RunRecord(
-        settings=settings,
-        plan=asdict(plan),
-        num_windows=plan.num_windows,
-        weights=weights_of(pipeline),
-        versions=_versions(),
-    )
+    facts = {
+        "settings": settings,
+        "plan": asdict(plan),
+        "num_windows": plan.num_windows,
+        "weights": weights_of(pipeline),
+        "versions": _versions(),
+    }
+    record = validate(facts, RunRecord)
     with RunFolder.create(run_path(out), record, overwrite=settings.overwrite) as run:
         run.sheet = Path(settings.contact_sheet) if settings.contact_sheet else None
         yield run

@@ -65,7 +65,7 @@ class OwnFilm(StrictModel):
     """The run of ours that made the clip, found by the clip's hash."""
 
     run: str
-    num_frames: int = Field(ge=1, le=MOST_FRAMES)
+    num_frames: int = Field(ge=1, le=4 * MOST_FRAMES)
     """Frames of its latents, as its plan counts them; the new film counts on from there."""
 
 

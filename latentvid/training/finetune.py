@@ -36,6 +36,7 @@ from latentvid.training.decoder import DecoderOptions, DecoderTask
 from latentvid.training.held_out import Footage
 from latentvid.training.image_guard import Guarded, guard_images
 from latentvid.training.latent_cache import LatentCache, build_cache, cache_name
+from latentvid.training.loop import LAYOUT as RUN_LAYOUT
 from latentvid.training.loop import RESULT, LoopConfig, OnRecord, is_main_process, main_process_first, train
 from latentvid.training.recipes import OnPrepared
 
@@ -327,6 +328,7 @@ def finetune(
         base = network.without_time()
         run, done = folder / RUN, []
         for stage in config.plan():
+            Folder(run / stage.name, RUN_LAYOUT).check()
             if not (run / stage.name / RESULT).is_file():
                 with main_process_first(device):
                     task = build_task(

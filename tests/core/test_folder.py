@@ -132,6 +132,17 @@ def test_only_what_it_wrote_is_removed(folder: Folder) -> None:
     assert not folder.path.exists()
 
 
+def test_what_makes_it_such_a_folder_is_removed_last(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    removed: list[str] = []
+    real = Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda path, **more: removed.append(path.name) or real(path, **more))
+    with folder.held():
+        put(folder, "parts/2.bin", b"two")
+        removed.clear()
+        folder.clear()
+    assert removed == ["1.bin", "2.bin", "run.json"]
+
+
 def test_folders_from_before_there_were_lists_own_their_names(tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
     for name in ("parts/1.bin", "run.json", "notes.md", "diary.txt", LOCK):
