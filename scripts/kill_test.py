@@ -2,8 +2,9 @@
 
     python scripts/kill_test.py --model checkpoints/NAME --kills 20 [--frames 64] [--steps 20] [--json FILE]
 
-Every second film continues a clip, the others are made from a prompt. A child process makes the film and dies by
-SIGKILL at a moment drawn from --seed; another resumes it. Prints one line per kill; exit code 1 if any film differs.
+Films are made from a prompt, continue a clip, or have a window made again, in turn; the fourth kind of work is a small
+training. A child process does it and dies by SIGKILL at a moment drawn from --seed; another resumes it. Prints one line
+per kill; exit code 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -23,15 +24,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from latentvid.core.files import sha256_of
+from latentvid.core.rng import Rng
 from latentvid.film.extend import extend_clip
 from latentvid.film.folder import RunFolder, run_path
 from latentvid.film.generate import generate_film, resume_film
+from latentvid.film.reroll import reroll_window
 from latentvid.pipeline import LatentVideoPipeline
+from latentvid.training.loop import LoopConfig, train
+from latentvid.training.task import Task
 
 PROMPT = "slow clouds drifting left over hills at dusk"
 COMPARED = ("windows/*", "carry/*", "drift.json", "preview.m3u8", "preview/*.ts")
+VERBS = ("generate", "extend", "reroll", "train")
+TRAINING = LoopConfig(steps=60, lr=0.05, warmup=2, ema_decay=0.9, log_every=4, save_every=10, validate_every=30)
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Kill:
 
 
 class Films:
-    """The two films, undisturbed, and how to make them again."""
+    """What is made, undisturbed, and how to make it again."""
 
     def __init__(self, pipeline: LatentVideoPipeline, folder: Path, *, num_frames: int, steps: int) -> None:
         self.pipeline, self.folder = pipeline, folder
@@ -56,17 +65,30 @@ class Films:
         generate_film(pipeline, PROMPT, self.clip, seed=99, num_inference_steps=steps, keep_run=False)
         self.seconds: dict[str, float] = {}
         self.wanted: dict[str, dict[str, str]] = {}
-        for verb in ("generate", "extend"):
+        for verb in VERBS:
             out = folder / verb / "film.mp4"
+            self.prepare(verb, out)
             start = time.perf_counter()
             _in_child(lambda verb=verb, out=out: self.begin(verb, out), None)  # type: ignore[misc]
             self.seconds[verb] = time.perf_counter() - start
             self.wanted[verb] = hashes(out)
 
+    def prepare(self, verb: str, out: Path) -> None:
+        """Lay down what the verb starts from: for `reroll`, the film of `generate`."""
+        shutil.rmtree(out.parent, ignore_errors=True)
+        if verb == "reroll":
+            shutil.copytree(self.folder / "generate", out.parent)
+        else:
+            out.parent.mkdir()
+
     def begin(self, verb: str, out: Path) -> None:
-        out.parent.mkdir(exist_ok=True)
+        """Do the verb's work, from its start or from where it was left."""
         if verb == "generate":
             generate_film(self.pipeline, PROMPT, out, num_frames=self.num_frames, num_inference_steps=self.steps)
+        elif verb == "reroll":
+            reroll_window(run_path(out), 0, prompt="sea at night", pipeline=self.pipeline)
+        elif verb == "train":
+            train(_Line(), TRAINING, out.parent / "training", device="cpu", resume=True)
         else:
             extend_clip(
                 self.pipeline, self.clip, out, num_frames=self.num_frames, prompt=PROMPT, num_inference_steps=self.steps
@@ -75,32 +97,59 @@ class Films:
     def kill(self, verb: str, moment: float) -> Kill | None:
         """Kill one film at a share of its usual time and let it go on; None where it was finished by then."""
         out = self.folder / "killed" / "film.mp4"
-        shutil.rmtree(out.parent, ignore_errors=True)
+        self.prepare(verb, out)
         after_s = moment * self.seconds[verb]
         if not _in_child(lambda: self.begin(verb, out), after_s):
             return None
         run = run_path(out)
         has_begun = (run / "run.json").is_file()
         num_complete = RunFolder.open(run).num_complete() if has_begun else -1
-        again = (lambda: resume_film(run, pipeline=self.pipeline)) if has_begun else (lambda: self.begin(verb, out))
-        _in_child(again, None)
+        if has_begun:
+            _in_child(lambda: resume_film(run, pipeline=self.pipeline), None)
+        if not has_begun or (verb == "reroll" and not RunFolder.open(run).record.rerolls):
+            _in_child(lambda: self.begin(verb, out), None)
         found, wanted = hashes(out), self.wanted[verb]
         different = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
         return Kill(verb, round(after_s, 3), num_complete, different)
 
 
+class _Line(Task):
+    """A straight line, fitted: a training that writes its files as any other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layer = nn.Linear(6, 1)
+
+    def batch(self, index: int) -> Tensor:
+        return Rng(index).normal(4, 6)[0]
+
+    def forward(self, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        time.sleep(0.01)
+        return (self.layer(batch) - batch.sum(dim=1, keepdim=True)).square().mean(), {}
+
+    def export(self, folder: Path) -> None:
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / "line.safetensors")
+
+
 def hashes(film: Path) -> dict[str, str]:
-    """Return the hashes of a film and of what its run folder holds, window records aside: they tell the time."""
-    run = run_path(film)
+    """Return the hashes of a film and of what its run folder holds, window records aside: they tell the time.
+
+    Of a training, those of its export and its last weights.
+    """
+    run, training = run_path(film), film.parent / "training"
     files = [file for pattern in COMPARED for file in run.glob(pattern) if file.suffix != ".json" or file.parent == run]
-    return {file.relative_to(film.parent).as_posix(): sha256_of(file) for file in [film, *files]}
+    files += [*training.glob("export/*"), *training.glob("state/*/model.safetensors"), *training.glob("result.json")]
+    files += [film] if film.exists() else []
+    return {file.relative_to(film.parent).as_posix(): sha256_of(file) for file in files}
 
 
 def kill_films(films: Films, kills: int, *, seed: int, tell: Callable[[Kill], None]) -> list[Kill]:
     """Kill `kills` films at moments drawn from `seed`."""
     draw, done = random.Random(seed), list[Kill]()
     while len(done) < kills:
-        kill = films.kill(("generate", "extend")[len(done) % 2], draw.uniform(0, 1))
+        kill = films.kill(VERBS[len(done) % len(VERBS)], draw.uniform(0, 1))
         if kill is not None:
             done.append(kill)
             tell(kill)
@@ -124,7 +173,7 @@ def _in_child(work: Callable[[], object], kill_after_s: float | None) -> bool:
     if os.WIFSIGNALED(status):
         return True
     if os.waitstatus_to_exitcode(status):
-        raise SystemExit("a film could not be made")
+        raise SystemExit("something could not be made")
     return False
 
 
@@ -143,7 +192,7 @@ def main() -> int:
         films = Films(pipeline, Path(folder), num_frames=arguments.frames, steps=arguments.steps)
         kills = kill_films(films, arguments.kills, seed=arguments.seed, tell=_tell)
     bad = sum(bool(kill.different) for kill in kills)
-    print(f"{len(kills)} kills, {len(kills) - bad} films identical")
+    print(f"{len(kills)} kills, {len(kills) - bad} identical")
     if arguments.json:
         found = {
             "kills": [asdict(kill) for kill in kills],
@@ -155,7 +204,7 @@ def main() -> int:
 
 
 def _tell(kill: Kill) -> None:
-    at = "before its folder" if kill.num_complete < 0 else f"with {kill.num_complete} windows"
+    at = "of no film" if kill.num_complete < 0 else f"with {kill.num_complete} windows"
     print(f"{kill.verb} after {kill.after_s:.2f} s, {at}: {', '.join(kill.different) or 'identical'}", flush=True)
 
 

@@ -142,9 +142,18 @@ def check_output_pair(output: Path, sheet: Path | None, *, overwrite: bool) -> N
         UsageError: as above.
     """
     check_output(output, overwrite=overwrite)
+    check_sheet(sheet, output, overwrite=overwrite)
+
+
+def check_sheet(sheet: Path | None, film: Path, *, overwrite: bool) -> None:
+    """Refuse a contact sheet that exists, or that is no PNG or the film itself.
+
+    Raises:
+        UsageError: as above.
+    """
     if sheet is not None:
         if sheet.suffix.lower() != ".png":
             raise UsageError(f"--contact-sheet {sheet}: name a .png file.")
-        if sheet.resolve() == output.resolve():
-            raise UsageError(f"{output} cannot be both the film and its contact sheet.")
+        if sheet.resolve() == film.resolve():
+            raise UsageError(f"{film} cannot be both the film and its contact sheet.")
         check_output(sheet, overwrite=overwrite)

@@ -55,7 +55,7 @@ def run(
             drift.update(to_float(frame.pixels[None]))
             advance(1)
     if png is not None:
-        drift.write_png(png, title=f"Drift of {clip.name}")
+        drift.write_png(png, title=f"Drift of {clip.name}", overwrite=overwrite)
     out.result(drift.report(), _table(drift.compute(), list(CURVES)))
 
 

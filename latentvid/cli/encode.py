@@ -18,6 +18,7 @@ import typer
 from latentvid.cli import common
 from latentvid.cli.output import Output, columns
 from latentvid.core.errors import CheckpointError, InputError, LatentVidError, PartialFailure, UsageError
+from latentvid.core.folder import refuse_links
 from latentvid.core.memory import format_bytes
 from latentvid.core.text import shown
 
@@ -121,6 +122,9 @@ def run(
     if missing and output.suffix == ".safetensors":
         raise UsageError(f"{output} is one file for {len(clips)} clips; name a folder.")
     jobs = plan_jobs(named, output, share)
+    if output.is_dir():
+        for _, target in jobs:
+            refuse_links(output, target)
     from latentvid.autoencoders.batch import EncodeSettings, encode_files, plan_encode
     from latentvid.autoencoders.load import load_autoencoder
     from latentvid.core.places import only_checkpoint

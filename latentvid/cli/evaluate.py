@@ -92,9 +92,9 @@ def reconstruction(
         out=Output(quiet=quiet),
     )
     if json is not None and str(json) != "-":
-        found.write_json(json)
+        found.write_json(json, overwrite=overwrite)
     if report is not None:
-        found.write(report)
+        found.write(report, overwrite=overwrite)
     Output(as_json=str(json) == "-").result(found.to_dict(), found.table())
     _tell_failures(found, len(files))
 

@@ -55,7 +55,7 @@ def run(
 
     if not clip_exists(clip):
         raise InputError(f"{clip}: no such file.")
-    if output.resolve() == clip.resolve():
+    if output.resolve() == clip.resolve() or (output.exists() and output.samefile(clip)):
         raise UsageError(f"{output} is the clip itself; name another file.")
     making.check(output)
     out = making.output()

@@ -310,17 +310,18 @@ def _finish(
     from latentvid.core.files import write_json
     from latentvid.evaluation.before_after import AFTER, BEFORE, gains, write_before_and_after
     from latentvid.training.curves import write_curves
-    from latentvid.training.finetune import RUN
+    from latentvid.training.finetune import RUN, results
     from latentvid.training.model_card import describe, write_card
 
     clips, reading = [clip.path for clip in found.held_out], found.held_out[0].reading
     report = _measure(done, clips, reading, settings, runtime, out)
     facts = {**describe(done, settings, base, found, runtime), "held_out": report.means(), **gains(report)}
     pair = {BEFORE: done.image, AFTER: done.autoencoder}
-    write_before_and_after(output, report, clips, pair, max_frames=settings.max_eval_frames, reading=reading)
-    write_curves(output / "curves.png", {stage.name: output / RUN / stage.name for stage in done.stages})
-    write_card(output, facts=facts, table=report.table(), command=command)
-    write_json(output / "metrics.json", facts)
+    with results(output) as staged:
+        write_before_and_after(staged, report, clips, pair, max_frames=settings.max_eval_frames, reading=reading)
+        write_curves(staged / "curves.png", {stage.name: output / RUN / stage.name for stage in done.stages})
+        write_card(staged, output.resolve().name, facts=facts, table=report.table(), command=command)
+        write_json(staged / "metrics.json", facts)
     for stage in done.stages:
         out.note(stage.sentence())
     out.note(done.guard.sentence())

@@ -126,7 +126,7 @@ def _run_folder(path: Path) -> dict[str, Any]:
     from latentvid.core.errors import InputError
     from latentvid.core.files import read_json
 
-    record = read_json(path / "run.json")
+    record = read_json(path / "run.json", finite=True, follow_links=False)
     if not isinstance(record, dict):
         raise InputError(f"{path / 'run.json'}: holds a {type(record).__name__}; a run's record is a table.")
     return {"type": "run", "path": str(path), **{k: v for k, v in record.items() if k not in ("type", "path")}}

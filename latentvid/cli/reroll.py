@@ -21,6 +21,7 @@ def run(
     prompt: Annotated[
         str | None, typer.Option("--prompt", metavar="P", help="What it shows; the same as before if not given.")
     ] = None,
+    overwrite: common.Overwrite = False,
     quiet: common.Quiet = False,
     json: common.Json = False,
 ) -> None:
@@ -37,5 +38,5 @@ def run(
     from latentvid.film.reroll import reroll_window
 
     with films.progress(out, f"window {window}") as on_progress:
-        report = reroll_window(folder, window, seed=seed, prompt=prompt, on_progress=on_progress)
+        report = reroll_window(folder, window, seed=seed, prompt=prompt, overwrite=overwrite, on_progress=on_progress)
     films.tell(report, out)

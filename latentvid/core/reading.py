@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -22,44 +23,54 @@ _FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CL
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[int]:
+def opened(path: str | Path, *, follow_links: bool = True) -> Iterator[int]:
     """Yield a descriptor of a regular file, open for reading.
 
     Raises:
         InputError: it is missing, cannot be read, or is a folder, a pipe or a device.
     """
-    handle = open_regular(path)
+    handle = open_regular(path, follow_links=follow_links)
     try:
         yield handle
     finally:
         os.close(handle)
 
 
-def open_regular(path: str | Path) -> int:
+def open_regular(path: str | Path, *, follow_links: bool = True) -> int:
     """Return a descriptor of a regular file, open for reading; the caller closes it.
 
     Raises:
         InputError: as for `opened`.
     """
     try:
-        handle = os.open(path, _FLAGS)
+        return open_plain(path, follow_links=follow_links)
     except FileNotFoundError:
         raise InputError(f"{path}: cannot be read (no such file).") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise InputError(f"{path}: cannot be read ({reason(error)}).") from error
+
+
+def open_plain(path: str | Path, *, follow_links: bool = True) -> int:
+    """Like `open_regular`, with the system's own errors.
+
+    Raises:
+        OSError: the file is missing, no regular file, or (without `follow_links`) a link.
+        ValueError: its name holds a zero byte.
+    """
+    handle = os.open(path, _FLAGS if follow_links else _FLAGS | getattr(os, "O_NOFOLLOW", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise InputError(f"{path} is no regular file.")
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
     return handle
 
 
-def read_bytes(path: str | Path, *, max_bytes: int) -> bytes:
+def read_bytes(path: str | Path, *, max_bytes: int, follow_links: bool = True) -> bytes:
     """Return all of a file.
 
     Raises:
         InputError: as for `opened`, or it is larger than `max_bytes`, or only a pointer to a file.
     """
-    with opened(path) as handle:
+    with opened(path, follow_links=follow_links) as handle:
         data = b"" if os.fstat(handle).st_size > max_bytes else _read(handle, max_bytes + 1, path)
         if os.fstat(handle).st_size > max_bytes or len(data) > max_bytes:
             raise InputError(f"{path} is larger than {_size(max_bytes)}; that is none of the kind that is read here.")
@@ -77,41 +88,55 @@ def read_start(path: str | Path, num_bytes: int) -> bytes:
         return _read(handle, num_bytes, path)
 
 
-def read_text(path: str | Path, *, max_bytes: int) -> str:
+def read_text(path: str | Path, *, max_bytes: int, follow_links: bool = True) -> str:
     """Return a file of UTF-8 text, without a mark of the byte order.
 
     Raises:
         InputError: as for `read_bytes`, or it is no UTF-8.
     """
     try:
-        return read_bytes(path, max_bytes=max_bytes).decode("utf-8-sig")
+        return read_bytes(path, max_bytes=max_bytes, follow_links=follow_links).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 text.") from None
 
 
-def read_json(path: str | Path, *, max_bytes: int = LARGEST_JSON) -> Any:
+def read_json(
+    path: str | Path, *, max_bytes: int = LARGEST_JSON, finite: bool = False, follow_links: bool = True
+) -> Any:
     """Read a JSON file of bounded size and depth.
+
+    Args:
+        finite: refuse NaN and infinities, which are no JSON.
+        follow_links: read what a link leads to.
 
     Raises:
         InputError: it is missing, no regular file, too large, or not JSON.
     """
     try:
-        return parse_json(read_text(path, max_bytes=max_bytes))
+        return parse_json(read_text(path, max_bytes=max_bytes, follow_links=follow_links), finite=finite)
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}).") from error
 
 
-def parse_json(text: str | bytes, *, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+def parse_json(
+    text: str | bytes, *, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None, finite: bool = False
+) -> Any:
     """Return JSON as plain data.
 
     Args:
         pairs: makes the tables, from their keys and values in order.
+        finite: refuse NaN and infinities, which are no JSON.
 
     Raises:
         ValueError: it is no JSON, nested too deeply, or holds a number of too many digits.
     """
     try:
-        data = json.loads(text, parse_int=_whole_number, object_pairs_hook=pairs)
+        data = json.loads(
+            text,
+            parse_int=_whole_number,
+            object_pairs_hook=pairs,
+            parse_constant=_refuse_constant if finite else None,
+        )
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if _is_deeper(data, DEEPEST):
@@ -153,6 +178,10 @@ def _read(handle: int, num_bytes: int, path: str | Path) -> bytes:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({reason(error)}).") from error
     return b"".join(blocks)
+
+
+def _refuse_constant(word: str) -> Any:
+    raise ValueError(f"{word} is no number")
 
 
 def _whole_number(digits: str) -> int:

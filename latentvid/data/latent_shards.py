@@ -122,7 +122,7 @@ class _SameError(Exception):
 def _unless_same(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """`atomic_path`, except that a target of the same bytes is not touched, and one of others only with leave."""
     try:
-        with atomic_path(target) as beside:
+        with atomic_path(target, overwrite=overwrite or None) as beside:
             yield beside
             if target.exists() and filecmp.cmp(beside, target, shallow=False):
                 raise _SameError

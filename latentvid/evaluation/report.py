@@ -125,22 +125,22 @@ class Report:
             "versions": versions(),
         }
 
-    def write_json(self, path: str | Path) -> None:
+    def write_json(self, path: str | Path, *, overwrite: bool = True) -> None:
         """Write `to_dict` to a file."""
-        write_json(path, self.to_dict())
+        write_json(path, self.to_dict(), overwrite=overwrite)
 
-    def write(self, folder: str | Path) -> list[Path]:
+    def write(self, folder: str | Path, *, overwrite: bool = True) -> list[Path]:
         """Write report.json, report.md, curve.png and a strip per pictured clip; return their paths."""
         folder = Path(folder)
         written = [folder / "report.json", folder / "report.md"]
-        self.write_json(written[0])
-        with atomic_path(written[1]) as beside:
+        self.write_json(written[0], overwrite=overwrite)
+        with atomic_path(written[1], overwrite=overwrite) as beside:
             beside.write_text(self.table(), encoding="utf-8")
         pictures = {f"{safe_name(clip)}.png": picture for clip, picture in self.pictures.items()}
         if any(self.curves().values()):
             pictures["curve.png"] = self.curve_picture()
         for name, picture in pictures.items():
-            with atomic_path(folder / name) as beside:
+            with atomic_path(folder / name, overwrite=overwrite) as beside:
                 picture.save(beside, format="PNG", optimize=True)
             written.append(folder / name)
         return written

@@ -7,9 +7,9 @@ come from inverting the clip under the model (DDIM inversion, arXiv 2010.02502).
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -19,18 +19,19 @@ import torch
 from torch import Tensor
 
 from latentvid.autoencoders.latent_file import LatentWriter
+from latentvid.core.config import validate
 from latentvid.core.errors import CheckpointError, InputError, UsageError
-from latentvid.core.files import atomic_path, locked
+from latentvid.core.files import atomic_path
 from latentvid.extension.rules import ReuseRule, Tail
 from latentvid.film.anchors import prepare_anchors
 from latentvid.film.clip_shots import TICK, ClipShots, clip_shots, own_encoding
 from latentvid.film.finish import publish, write_drift, write_sheet
-from latentvid.film.folder import SEGMENT_SUFFIXES, Carry, RunFolder, run_path, save_carry
-from latentvid.film.generate import complete, new_run, weights_of
+from latentvid.film.folder import SEGMENT_SUFFIXES, Carry, RunFolder, refuse_same, save_carry
+from latentvid.film.generate import complete, consistent, new_run, weights_of
 from latentvid.film.handover import HandOver
 from latentvid.film.joins import join_of
 from latentvid.film.latents import FilmLatents, end_of_film, run_of_film
-from latentvid.film.make import FilmReport, OnProgress, last_of, latent_meta, sampling_of
+from latentvid.film.make import FilmReport, OnProgress, last_of, latent_meta, resumable, sampling_of
 from latentvid.film.options import FilmOptions, film_settings
 from latentvid.film.settings import ClipSettings, FilmSettings, OwnFilm, Retime, SourceFrames, clip_of
 from latentvid.film.timing import SAME_RATE, Timing, model_rate
@@ -39,7 +40,7 @@ from latentvid.sampling.inversion import invert
 from latentvid.sampling.staged import guided_steps, overlap_frames
 from latentvid.video.append import NotAppendable, append_segments, begins_with, joint_of
 from latentvid.video.meta import VideoMeta
-from latentvid.video.numbered import clip_exists, clip_sha256
+from latentvid.video.numbered import clip_sha256
 from latentvid.video.pixels import resize, to_float
 from latentvid.video.reader import AS_STATED, PyAVReader, Reading
 from latentvid.video.remux import concat_segments
@@ -95,8 +96,7 @@ def extend_clip(
     clip, out = Path(clip), Path(out)
     if out.suffix.lower() not in SEGMENT_SUFFIXES:
         raise UsageError(f"{out}: an extended clip is written as {', '.join(SEGMENT_SUFFIXES)}.")
-    if out.resolve() == clip.resolve():
-        raise UsageError(f"{out} is the clip itself; name another file.")
+    refuse_same(clip, out, options.get("contact_sheet"))
     with reading.open(clip) as reader:
         meta = reader.meta
     facts = _clip_settings(pipeline, clip, meta, num_frames, source_frames, retime, hand_over_s, reading)
@@ -116,10 +116,13 @@ def extend_clip(
         fps=facts.fps,
         clip=facts,
     )
-    run = new_run(pipeline, settings, run_path(out), given=given_frames(settings))
-    with locked(run.path):
-        prepare_anchors(run, pipeline)
-        prepare_clip(run, pipeline)
+    with (
+        new_run(pipeline, settings, out, options, clip, given=given_frames(settings)) as run,
+        consistent(own) if own else nullcontext(),
+    ):
+        with resumable(run.path):
+            prepare_anchors(run, pipeline)
+            prepare_clip(run, pipeline)
         return complete(run, pipeline, clip_shots(run), on_progress=on_progress)
 
 
@@ -139,10 +142,9 @@ def prepare_clip(run: RunFolder, pipeline: LatentVideoPipeline) -> None:
     Raises:
         InputError: the clip is gone or was changed.
     """
+    check_clip(run)
     settings = run.settings
     clip = clip_of(settings)
-    if not clip_exists(Path(clip.path)) or clip_sha256(Path(clip.path)) != clip.sha256:
-        raise InputError(f"{clip.path}: the clip that {run.path} continues is gone or was changed.")
     if clip.how is None:
         _decide(run)
     if run.carry(0).is_file():
@@ -157,6 +159,17 @@ def prepare_clip(run: RunFolder, pipeline: LatentVideoPipeline) -> None:
     if clip.own is not None:
         _refer(run, RunFolder.open(clip.own.run))
     save_carry(run.carry(0), carry)
+
+
+def check_clip(run: RunFolder) -> None:
+    """Refuse to go on from another clip than the run was begun for.
+
+    Raises:
+        InputError: it is gone or was changed.
+    """
+    clip = clip_of(run.settings)
+    if not clip_exists(Path(clip.path)) or clip_sha256(Path(clip.path)) != clip.sha256:
+        raise InputError(f"{clip.path}: the clip that {run.path} continues is gone or was changed.")
 
 
 def _refer(run: RunFolder, own: RunFolder) -> None:
@@ -213,7 +226,8 @@ def own_end(pipeline: LatentVideoPipeline, settings: FilmSettings, own: OwnFilm)
     """
     clip = clip_of(settings)
     run = run_of_film(Path(clip.path), clip.sha256, pipeline)
-    if run is None or FilmLatents(run).stop != own.num_frames:
+    is_known = run is not None and run.path.resolve() == Path(own.run).resolve()
+    if run is None or not is_known or FilmLatents(run).stop != own.num_frames:
         raise InputError(f"{own.run}, whose latents the film goes on from, is gone or was changed.")
     latents = FilmLatents(run).tail(pipeline.config.num_frames)
     return latents, end_of_film(run, settings, weights_of(pipeline), pipeline.compute_device)
@@ -273,23 +287,23 @@ def invert_tail(
 def finish_extension(run: RunFolder) -> tuple[dict[str, float], list[str]]:
     """Join the clip and the new frames, and return the drift's summary and what the user should know."""
     clip = clip_of(run.settings)
-    joined = run.path / f"film{run.film.suffix}"
+    joined = run.files.file(f"film{run.film.suffix}")
     segments = [run.segment(k) for k in range(run.record.num_windows) if run.segment(k).is_file()]
     if clip.how == "copy":
         joint = joint_of(clip.path, run.film)
         append_segments(clip.path, segments, joined, joint=joint, fps=Fraction(clip.fps))
     else:
-        source = run.path / f"source{run.segment_suffix}"
+        source = run.files.file(f"source{run.segment_suffix}")
         _reencode(run.settings, source)
         concat_segments([source, *segments], joined, audio_from=_sound_of(clip))
-        os.unlink(source)
+        run.files.remove(source.name)
     if clip.how != "reencode" and not begins_with(joined, clip.path, clip.reading):
         raise CheckpointError(f"{run.film}: the clip's own frames did not survive the joining; nothing was written.")
     publish(run, joined)
-    drift = write_drift(run)
-    write_sheet(run)
+    drift, notes = write_drift(run)
+    notes += write_sheet(run)
     join = join_of(run.film, clip.num_frames)
-    return {**drift, **join.to_dict()}, [*notes_of(run.settings), join.in_words()]
+    return {**drift, **join.to_dict()}, [*notes_of(run.settings), join.in_words(), *notes]
 
 
 def _sound_of(clip: ClipSettings) -> str | None:
@@ -351,7 +365,7 @@ def _try_copy(run: RunFolder) -> None:
         raise NotAppendable("its pictures are deinterlaced")
     joint = joint_of(clip.path, run.film)
     shots = ClipShots(run.settings, 0, joint)
-    segment, joined = run.path / "trial.mp4", run.path / f"trial-film{run.film.suffix}"
+    segment, joined = (run.files.file(name) for name in ("trial.mp4", f"trial-film{run.film.suffix}"))
     rate = Fraction(clip.fps)
     try:
         with VideoWriter(
@@ -363,7 +377,7 @@ def _try_copy(run: RunFolder) -> None:
             raise NotAppendable("its frames would not decode as before")
     finally:
         for file in (segment, joined):
-            file.unlink(missing_ok=True)
+            run.files.remove(file.name)
 
 
 def _reencode(settings: FilmSettings, target: Path) -> None:
@@ -409,24 +423,25 @@ def _clip_settings(
         if before is not None and before.retime == retime:
             shown, made = before.shown_before + before.num_added, before.made_before + run.settings.num_frames
             hand_over = before.hand_over_frames if is_wanted and shown < before.hand_over_frames else 0
-    return ClipSettings(
-        path=str(clip.resolve()),
-        sha256=digest,
-        own=OwnFilm(run=str(run.path.resolve()), num_frames=FilmLatents(run).stop) if run else None,
-        width=meta.width,
-        height=meta.height,
-        fps=str(meta.fps),
-        num_frames=meta.num_frames,
-        num_added=num_frames,
-        is_retimed=model_rate(meta.fps, pipeline.config.fps, retime) != 1,
-        retime=retime,
-        shown_before=shown,
-        made_before=made,
-        hand_over_frames=hand_over,
-        source_frames=source_frames,
-        given_fps=None if reading.fps is None else str(reading.fps),
-        deinterlace=reading.deinterlace,
-    )
+    facts = {
+        "path": str(clip.resolve()),
+        "sha256": digest,
+        "own": OwnFilm(run=str(run.path.resolve()), num_frames=FilmLatents(run).stop) if run else None,
+        "width": meta.width,
+        "height": meta.height,
+        "fps": str(meta.fps),
+        "num_frames": meta.num_frames,
+        "num_added": num_frames,
+        "is_retimed": model_rate(meta.fps, pipeline.config.fps, retime) != 1,
+        "retime": retime,
+        "shown_before": shown,
+        "made_before": made,
+        "hand_over_frames": hand_over,
+        "source_frames": source_frames,
+        "given_fps": None if reading.fps is None else str(reading.fps),
+        "deinterlace": reading.deinterlace,
+    }
+    return validate(facts, ClipSettings, source=clip)
 
 
 def _around(side: float, multiple: int) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from fractions import Fraction
@@ -11,8 +10,8 @@ from pathlib import Path
 import torch
 
 from latentvid.core.errors import UsageError
-from latentvid.core.files import sha256_of
-from latentvid.film.folder import SEGMENT_SUFFIXES, RunFolder
+from latentvid.core.files import atomic_path, sha256_of
+from latentvid.film.folder import SEGMENT_SUFFIXES, SHEET, RunFolder, deliver
 from latentvid.film.settings import FilmFacts
 from latentvid.metrics.drift import Drift
 from latentvid.video.frame import Frame
@@ -26,18 +25,17 @@ SHEET_WIDTH = 160
 """Pixels of a frame on the sheet, about."""
 
 
-def finish(run: RunFolder) -> dict[str, float]:
-    """Join the film, draw its drift and its sheet, and note its hash; return the drift's summary.
+def finish(run: RunFolder) -> tuple[dict[str, float], list[str]]:
+    """Join the film, draw its drift and its sheet, and note its hash; return the drift's summary, and notes.
 
     Raises:
         UsageError: another file took the film's place in the meantime.
     """
-    joined = run.path / f"film{run.film.suffix}"
+    joined = run.files.file(f"film{run.film.suffix}")
     join(run, joined)
     publish(run, joined)
-    drift = write_drift(run)
-    write_sheet(run)
-    return drift
+    drift, notes = write_drift(run)
+    return drift, [*notes, *write_sheet(run)]
 
 
 def join(run: RunFolder, target: Path) -> None:
@@ -56,40 +54,94 @@ def join(run: RunFolder, target: Path) -> None:
 
 
 def publish(run: RunFolder, joined: Path) -> None:
-    """Put a joined film into its place, and note its hash."""
-    digest = sha256_of(joined)
-    film, known = run.film, run.record.film
-    if film.exists() and not run.settings.overwrite:
-        there = sha256_of(film)
-        if there != digest and (known is None or there != known.sha256):
-            raise UsageError(f"{film} exists and is no film of this run; move it away, then resume {run.path}.")
-    os.replace(joined, film)
+    """Put a joined film into its place, and note its hash.
+
+    Raises:
+        UsageError: another file lies there, and this call has no leave to replace it.
+    """
+    known = run.record.film
+    is_ours = known is not None and run.is_beside_its_film
+    digest = deliver(joined, run.film, known=known.sha256 if known and is_ours else None, overwrite=run.overwrite)
     run.record = run.record.model_copy(update={"film": FilmFacts(sha256=digest, num_frames=run.num_shown())})
     run.save()
 
 
-def write_drift(run: RunFolder) -> dict[str, float]:
-    """Write drift.json and drift.png from the windows' curves; return the summary."""
+def check_film(run: RunFolder) -> None:
+    """Refuse to make windows of a film that could not be put into its place, for another file lies there.
+
+    Raises:
+        UsageError: as above.
+    """
+    film, known = run.film, run.record.film
+    if not film.exists() or run.overwrite:
+        return
+    if known is None or not film.is_file() or sha256_of(film) != known.sha256:
+        raise UsageError(
+            f"{film} exists and is no film of this run; move it away, then resume {run.path}, or pass --overwrite."
+        )
+
+
+def write_drift(run: RunFolder) -> tuple[dict[str, float], list[str]]:
+    """Write drift.json and drift.png from the windows' curves; return the summary, and what was not written."""
     windows = [run.window(k) for k in range(run.record.num_windows)]
     follows_clip = run.settings.clip is not None  # whose last frame is measured with the first window
     first = windows[0].first_frame - int(follows_clip)
     drift = Drift(joins=[w.first_frame - first for w in windows[0 if follows_clip else 1 :]])
     for window in windows:
         drift.add_curves(window.curves)
-    drift.write_json(run.path / "drift.json")
-    drift.write_png(run.path / "drift.png", title=f"Drift of {run.film.name}")
-    return drift.compute()
+    notes = []
+    for name in ("drift.json", "drift.png"):
+        if not run.files.is_free(name):
+            notes.append(f"{run.path / name} was changed since it was written; it is left as it is.")
+        elif name == "drift.json":
+            drift.write_json(run.files.file(name))
+        else:
+            drift.write_png(run.files.file(name), title=f"Drift of {run.film.name}")
+    return drift.compute(), notes
 
 
-def write_sheet(run: RunFolder) -> None:
-    """Write the contact sheet that was asked for: evenly spaced frames of the finished film."""
-    if run.settings.contact_sheet is None:
-        return
+def write_sheet(run: RunFolder) -> list[str]:
+    """Write the contact sheet that was asked for, evenly spaced frames of the finished film; say if it is not.
+
+    A sheet that only the run's record asks for is written beside the film, and where nothing of others lies.
+    """
+    target, asked = run.sheet, run.settings.contact_sheet
+    if target is None and asked is not None:
+        target = Path(asked)
+        is_beside = target.is_absolute() and target.parent.resolve() == run.film.parent.resolve()
+        if not is_beside or target.suffix.lower() != ".png" or target.name.startswith("."):
+            return [
+                f"{asked} is no picture beside the film, so no contact sheet is written; --contact-sheet names one."
+            ]
+    if target is None:
+        return []
     frames, labels = evenly_spaced(run.film, SHEET_FRAMES)
     scale = SHEET_WIDTH / frames.shape[-1]
     scale = max(1, round(scale)) if scale > 1 else scale
-    target = Path(run.settings.contact_sheet)
-    save_contact_sheet(target, frames, SHEET_COLUMNS, scale, labels=labels, overwrite=True)
+    made = run.files.file(SHEET)
+    save_contact_sheet(made, frames, SHEET_COLUMNS, scale, labels=labels, overwrite=True)
+    try:
+        return _deliver_sheet(run, made, target)
+    finally:
+        run.files.remove(SHEET)
+
+
+def _deliver_sheet(run: RunFolder, made: Path, target: Path) -> list[str]:
+    digest = sha256_of(made)
+    may_replace = run.overwrite
+    if target.is_file() and not target.is_symlink() and not may_replace:
+        there = sha256_of(target)
+        if there == digest:
+            return []
+        may_replace = there == run.record.sheet
+    try:
+        with atomic_path(target, overwrite=may_replace) as beside:  # it may lie on another disk
+            shutil.copyfile(made, beside)
+    except UsageError as error:
+        return [f"the contact sheet was not written: {error}"]
+    run.record = run.record.model_copy(update={"sheet": digest})
+    run.save()
+    return []
 
 
 def evenly_spaced(clip: Path, count: int) -> tuple[torch.Tensor, list[int]]:
@@ -103,9 +155,11 @@ def evenly_spaced(clip: Path, count: int) -> tuple[torch.Tensor, list[int]]:
     return torch.stack(frames), wanted
 
 
-def discard(run: RunFolder) -> None:
-    """Remove the run folder of a finished film."""
-    shutil.rmtree(run.path)
+def discard(run: RunFolder) -> list[str]:
+    """Remove what the run of a finished film wrote; say if anything else is left."""
+    if run.files.remove_all():
+        return []
+    return [f"{run.path} holds files that are not of the run, so the folder stays."]
 
 
 def _frames(path: Path) -> Iterator[Frame]:

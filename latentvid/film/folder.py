@@ -16,10 +16,12 @@ Nothing in memory or in the carry grows with the number of windows.
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,13 +33,29 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latentvid.core.config import validate
-from latentvid.core.errors import CheckpointError, InputError, UsageError
-from latentvid.core.files import LOCK, atomic_path, check_output, read_json, sha256_of, write_json
+from latentvid.core.errors import CheckpointError, InputError, LatentVidError, UsageError
+from latentvid.core.files import atomic_path, check_output, put_in_place, sha256_of
+from latentvid.core.folder import Folder, Layout
+from latentvid.extension.plan import FilmPlan
 from latentvid.extension.rules import Tail
-from latentvid.film.settings import FilmSettings, RunRecord, WindowRecord
+from latentvid.film.settings import FilmSettings, Reroll, RunRecord, WindowRecord
+from latentvid.video.encoders import choose_codec
 
 Record = TypeVar("Record", bound=BaseModel)
 SEGMENT_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
+RECORD, SHEET = "run.json", "sheet.png"
+LAYOUT = Layout(
+    files=re.compile(
+        r"run\.json|(given|handover|anchors|reference)\.safetensors|drift\.(json|png)|sheet\.png|preview\.m3u8"
+        r"|(film|trial-film)\.\w{1,8}|source\.(mp4|mkv)|trial\.mp4"
+        r"|(next/)?windows/\d{6,9}\.(json|safetensors|mp4|mkv)|carry/\d{6,9}\.safetensors|preview/\d{6,9}\.ts"
+        r"|next/run\.json"
+    ),
+    folders=re.compile(r"windows|carry|preview|next|next/windows"),
+    always=frozenset([RECORD]),
+    grows=frozenset(["preview.m3u8"]),
+)
+"""What lies in a run folder."""
 
 
 NUM_IN_FRONT = 2
@@ -57,25 +75,47 @@ class Carry:
 
 
 class RunFolder:
-    """A film being made, or made, at `path`."""
+    """A film being made, or made, at `path`.
 
-    def __init__(self, path: str | Path, record: RunRecord) -> None:
+    Attributes:
+        files: through which all that is in the folder is written and removed.
+        overwrite: whether this call may replace a film and a contact sheet that are not the run's own.
+        sheet: the contact sheet that this call was told to write.
+    """
+
+    def __init__(self, path: str | Path, record: RunRecord, files: Folder | None = None) -> None:
         self.path, self.record = Path(path), record
+        self.files = files or Folder(self.path, LAYOUT)
+        self.overwrite = False
+        self.sheet: Path | None = None
 
     @classmethod
-    def create(cls, path: Path, record: RunRecord, *, overwrite: bool) -> RunFolder:
-        """Make the folder for a new film.
+    @contextmanager
+    def create(cls, path: Path, record: RunRecord, *, overwrite: bool) -> Iterator[RunFolder]:
+        """Make the folder for a new film, and hold it while the block runs.
 
         Raises:
             UsageError: there is one already (without `overwrite`), or something else lies there.
+            ResourceError: another process is working in it.
         """
-        clear_run(path, overwrite=overwrite)
-        check_output(path / "run.json", overwrite=True)
-        for name in ("windows", "carry"):
-            (path / name).mkdir(exist_ok=True)
-        folder = cls(path, record)
-        folder.save()
-        return folder
+        check_place(path, record.settings.film, overwrite=overwrite)
+        check_output(path / RECORD, overwrite=True)
+        files = Folder(path, LAYOUT)
+        with files.held():
+            check_place(path, record.settings.film, overwrite=overwrite)  # now that nobody else is in it
+            try:
+                files.clear()
+                files.begin()
+                for name in ("windows", "carry"):
+                    files.make_folder(name)
+                folder = cls(path, record, files)
+                folder.overwrite = overwrite
+                folder.save()
+            except BaseException:
+                with suppress(LatentVidError, OSError):  # there is nothing to go on with
+                    files.remove_all()
+                raise
+            yield folder
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -83,17 +123,28 @@ class RunFolder:
 
         Raises:
             InputError: there is none.
-            CheckpointError: its record is damaged.
+            CheckpointError: its record is damaged, or links are in it.
         """
         path = Path(path)
         if not path.is_dir() and path.suffix:
             path = path.with_suffix(".run")
-        if not (path / "run.json").is_file():
+        files = Folder(path, LAYOUT)
+        if not os.path.lexists(path / RECORD):
             raise InputError(f"{path}: no run folder; name one that holds a run.json.")
-        record = _read(path / "run.json", RunRecord)
-        if Path(record.settings.film).name != record.settings.film:
-            raise CheckpointError(f"{path / 'run.json'}: names a film that does not lie beside it.")
-        return cls(path, record)
+        files.check()
+        return cls(path, _read_run(files), files)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out while the block runs, and finish what a killed one left half-done.
+
+        Raises:
+            ResourceError: another process is working in it.
+        """
+        with self.files.held():
+            self.record = _read_run(self.files)  # another process may have gone on with it
+            self.sweep()
+            yield
 
     @property
     def settings(self) -> FilmSettings:
@@ -108,8 +159,13 @@ class RunFolder:
         """Films that are joined from packets have segments of MP4, whose clock is exact; others keep every bit."""
         return ".mp4" if self.film.suffix.lower() in SEGMENT_SUFFIXES else ".mkv"
 
+    @property
+    def is_beside_its_film(self) -> bool:
+        """Whether the folder bears the name of its film, as all are begun."""
+        return run_path(self.film).name == Path(os.path.abspath(self.path)).name
+
     def save(self) -> None:
-        write_json(self.path / "run.json", self.record.model_dump(mode="json"))
+        self.files.write_json(RECORD, self.record.model_dump(mode="json"))
 
     def change(self, **settings: Any) -> None:
         """Go on with other settings where a value is given."""
@@ -150,38 +206,72 @@ class RunFolder:
         return self.path / "carry" / f"{index:06d}.safetensors"
 
     def window(self, index: int) -> WindowRecord:
-        """Read the record of a complete window."""
-        return _read(self.path / "windows" / f"{index:06d}.json", WindowRecord)
+        """Read the record of a complete window.
+
+        Raises:
+            CheckpointError: it is damaged, or of another window.
+        """
+        name = f"windows/{index:06d}.json"
+        found = _read(self.files, name, WindowRecord)
+        window = FilmPlan(**self.record.plan)[index]  # type: ignore[arg-type]
+        if (found.index, found.first_frame, found.num_new) != (index, window.new_from, window.num_new):
+            raise CheckpointError(f"{self.path / name}: tells of another window. The run's record is damaged.")
+        return found
 
     def commit(self, record: WindowRecord) -> None:
         """Make a window complete, now that its files are there."""
         self.put(record)
-        for old in (self.path / "carry").glob("*.safetensors"):
-            if old != self.carry(record.index + 1):
-                old.unlink(missing_ok=True)
+        for name in self.files.files_in("carry"):
+            if name != f"carry/{record.index + 1:06d}.safetensors":
+                self.files.remove(name)
 
     def put(self, record: WindowRecord) -> None:
         """Write a window's record."""
-        write_json(self.path / "windows" / f"{record.index:06d}.json", record.model_dump(mode="json"))
+        self._put(f"windows/{record.index:06d}.json", record)
+
+    def _put(self, name: str, record: BaseModel) -> None:
+        below = self.path.relative_to(self.files.path).as_posix()  # "next" of a staged folder
+        self.files.write_json(name if below == "." else f"{below}/{name}", record.model_dump(mode="json"))
 
     @contextmanager
-    def staging(self) -> Iterator[RunFolder]:
-        """Yield a folder for new versions of windows; once their records are in it, they replace the old ones."""
-        staged = RunFolder(self.path / _NEXT, self.record)
-        shutil.rmtree(staged.path, ignore_errors=True)
-        (staged.path / "windows").mkdir(parents=True)
+    def staging(self, rerolls: list[Reroll]) -> Iterator[RunFolder]:
+        """Yield a folder for new versions of windows; once their records are in it, they replace the old ones.
+
+        Args:
+            rerolls: what the run's record says of windows made again from then on.
+        """
+        self._drop_staged()
+        self.files.make_folder(f"{_NEXT}/windows")
+        staged = RunFolder(self.path / _NEXT, self.record.model_copy(update={"rerolls": rerolls}), self.files)
+        staged._put(RECORD, staged.record)
         yield staged
         self.take_staged()
 
     def take_staged(self) -> None:
-        """Let staged windows replace the old ones; those without a record were not finished and go."""
-        staged = self.path / _NEXT
-        for record in sorted((staged / "windows").glob("[0-9]*.json")):
-            for file in (staged / "windows").glob(f"{record.stem}.*"):
-                if file != record:
-                    os.replace(file, self.path / "windows" / file.name)
-            os.replace(record, self.path / "windows" / record.name)
-        shutil.rmtree(staged, ignore_errors=True)
+        """Let staged windows replace the old ones; those without a record were not finished and go.
+
+        A window's record is moved last, so that whoever was killed in between goes on.
+        """
+        staged = self.files.files_in(f"{_NEXT}/windows")
+        records = [name for name in staged if name.endswith(".json")]
+        for record in records:
+            stem = Path(record).stem
+            self.files.remove(f"preview/{stem}.ts")
+            for name in staged:
+                if Path(name).stem == stem and name != record:
+                    self.files.move(name, name.removeprefix(f"{_NEXT}/"))
+        if records and self.files.has(f"{_NEXT}/{RECORD}"):
+            self.files.move(f"{_NEXT}/{RECORD}", RECORD)
+            self.record = _read_run(self.files)
+        for record in records:
+            self.files.move(record, record.removeprefix(f"{_NEXT}/"))
+        self._drop_staged()
+
+    def _drop_staged(self) -> None:
+        for name in (*self.files.files_in(f"{_NEXT}/windows"), *self.files.files_in(_NEXT)):
+            self.files.remove(name)
+        for name in (f"{_NEXT}/windows", _NEXT):
+            self.files.remove_folder(name)
 
     def hashes(self, *files: Path) -> dict[str, str]:
         return {file.relative_to(self.path).as_posix(): sha256_of(file) for file in files}
@@ -207,8 +297,8 @@ class RunFolder:
             for name, expected in self.window(index).sha256.items():
                 if name.startswith("carry/") and index < count - 1:
                     continue
-                file = self.path / name
-                if not file.is_file() or sha256_of(file) != expected:
+                file = self.files.file(name)
+                if not file.is_file() or sha256_of(file, follow_links=False) != expected:
                     raise CheckpointError(
                         f"{file} is missing or was changed; the film cannot go on from here. Make it again."
                     )
@@ -216,10 +306,7 @@ class RunFolder:
     def sweep(self) -> None:
         """Finish, or remove, what a killed process left half-done."""
         self.take_staged()
-        for folder in (self.path, *(self.path / name for name in ("windows", "carry", "preview"))):
-            for file in folder.glob(".*"):
-                if file.is_file() and file.name != LOCK:
-                    file.unlink(missing_ok=True)
+        self.files.sweep()
 
 
 _LAST, _DECODER = "last_frames", "decoder."
@@ -235,22 +322,105 @@ def run_path(film: Path) -> Path:
     return film.with_suffix(".run")
 
 
-def clear_run(path: Path, *, overwrite: bool) -> None:
-    """Remove an older run folder.
+def check_place(path: Path, film: str, *, overwrite: bool) -> None:
+    """Refuse a folder that a new run must not begin in.
+
+    Args:
+        film: file name of the film that is to be made; leave to overwrite it is none for the run of another.
 
     Raises:
-        UsageError: it is there (without `overwrite`), or what is there is no run folder.
+        UsageError: a run is there (without `overwrite`) or that of another film, or what is there is no run folder.
+        CheckpointError: links are in it.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return
-    is_empty = path.is_dir() and not any(file.is_file() and file.name[0] != "." for file in path.rglob("*"))
-    if not is_empty and not (path / "run.json").is_file():
+    if path.is_symlink() or not path.is_dir():
         raise UsageError(f"{path} is in the way and is no run folder; name another output.")
-    if not is_empty and not overwrite:
+    if not os.path.lexists(path / RECORD):
+        if any(not name.startswith(".") for _, _, names in os.walk(path) for name in names):
+            raise UsageError(f"{path} is in the way and is no run folder; name another output.")
+        Folder(path, LAYOUT).check()
+        return
+    try:
+        run = RunFolder.open(path)
+    except LatentVidError as error:
+        raise type(error)(f"{error} Remove {path} yourself, or name another output.") from error
+    if run.settings.film != film:
+        raise UsageError(
+            f"{path} holds the run of {run.settings.film}, which {film} would replace; name another output."
+        )
+    if not overwrite:
         raise UsageError(
             f"{path} holds a run already; `latentvid resume {path}` goes on with it, --overwrite starts anew."
         )
-    shutil.rmtree(path)
+    changed = run.files.changed()
+    if changed:
+        raise UsageError(
+            f"{path / changed[0]} was not written by that run, or was changed since, and is left as it is; "
+            "move it away."
+        )
+
+
+def check_inputs(out: Path, sheet: str | Path | None, *inputs: str | Path | None) -> None:
+    """Refuse to make a film of what it would replace: its inputs lie where it, its run or its sheet is to go.
+
+    Raises:
+        UsageError: as above.
+    """
+    run = run_path(out).resolve()
+    for given in inputs:
+        if given is None:
+            continue
+        refuse_same(Path(given), out, sheet)
+        if run in (Path(given).resolve(), *Path(given).resolve().parents):
+            raise UsageError(f"{given} lies in {run}, the run folder of the film to be made; name another output.")
+
+
+def refuse_same(given: Path, *outputs: str | Path | None) -> None:
+    """Refuse outputs that are an input itself, under whatever name.
+
+    Raises:
+        UsageError: as above.
+    """
+    for out in outputs:
+        if out is None:
+            continue
+        if Path(out).resolve() == given.resolve() or (
+            Path(out).exists() and given.exists() and os.path.samefile(out, given)
+        ):
+            raise UsageError(f"{out} is the clip itself, or a picture that goes into it; name another file.")
+
+
+def deliver(source: Path, target: Path, *, known: str | None, overwrite: bool) -> str:
+    """Move a finished file to where the user wants it; return its hash.
+
+    Args:
+        known: hash of a file of the run's own that may be replaced.
+        overwrite: whether this call may replace any.
+
+    Raises:
+        UsageError: something else lies there.
+    """
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder; move it away.")
+    digest, there = sha256_of(source, follow_links=False), None
+    if os.path.lexists(target) and not overwrite:
+        there = sha256_of(target, follow_links=False) if target.is_file() and not target.is_symlink() else ""
+        if there == digest:
+            source.unlink()
+            return digest
+        if known is None or there != known:
+            raise UsageError(f"{target} exists and is not of this run; move it away, or pass --overwrite.")
+    may_replace = overwrite or there is not None
+    try:
+        put_in_place(source, target, overwrite=may_replace)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # the run folder lies on another disk than what is beside it
+            raise
+        with atomic_path(target, overwrite=may_replace) as beside:
+            shutil.copyfile(source, beside)
+        source.unlink()
+    return digest
 
 
 def save_carry(path: Path, carry: Carry) -> None:
@@ -299,9 +469,22 @@ def settle(carry: Carry) -> Carry:
     return Carry(tail, carry.decoder, carry.last_frames)
 
 
-def _read(path: Path, model: type[Record]) -> Record:
+def _read_run(files: Folder) -> RunRecord:
+    record = _read(files, RECORD, RunRecord)
+    name = record.settings.film
+    if not name or Path(name).name != name or name.startswith(".") or set(name) & set("\\/:\0"):
+        raise CheckpointError(f"{files.path / RECORD}: names a film that does not lie beside it.")
     try:
-        data = read_json(path)
+        choose_codec(Path(name), None)
+    except UsageError as error:
+        raise CheckpointError(f"{files.path / RECORD}: names a film that is none ({error})") from error
+    return record
+
+
+def _read(files: Folder, name: str, model: type[Record]) -> Record:
+    path = files.path / name
+    try:
+        data = files.read_json(name)
         if not isinstance(data, dict):
             raise UsageError(f"{path}: holds no table.")
         return validate(data, model, source=path)

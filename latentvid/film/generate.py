@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -12,24 +14,33 @@ from typing import TYPE_CHECKING
 
 import diffusers
 import torch
+from safetensors import SafetensorError
 
 from latentvid import __version__
 from latentvid.autoencoders.image import hash_weights
+from latentvid.core.config import validate
 from latentvid.core.errors import CheckpointError
-from latentvid.core.files import locked
+from latentvid.core.files import check_output, resource_errors
 from latentvid.core.runtime import resolve_runtime
 from latentvid.film.anchors import prepare_anchors
-from latentvid.film.finish import discard, finish
-from latentvid.film.folder import SEGMENT_SUFFIXES, RunFolder, run_path
+from latentvid.film.finish import check_film, discard, finish
+from latentvid.film.folder import SEGMENT_SUFFIXES, RunFolder, check_inputs, run_path
 from latentvid.film.guard import guard_notes
 from latentvid.film.make import FilmReport, Maker, OnProgress, PlainShots, Shots, resumable, sampling_of
 from latentvid.film.options import FilmOptions, film_settings, warn_of_long_prompts
 from latentvid.film.preview import Preview
 from latentvid.film.settings import DriftGuard, FilmSettings, RunRecord
 from latentvid.pipeline import LatentVideoPipeline
+from latentvid.video.append import NotAppendable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+_BROKEN = (
+    RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError, OSError,
+    SafetensorError, NotAppendable,
+)  # fmt: skip
+"""What reading, and computing with, tensors and tables of unforeseen shapes may raise."""
 
 
 def generate_film(
@@ -75,23 +86,43 @@ def generate_film(
         width=width or pipeline.default_size[1],
         start_image=start_image,
     )
-    run = new_run(pipeline, settings, run_path(out))
-    with locked(run.path):
-        prepare_anchors(run, pipeline)
+    with new_run(pipeline, settings, out, options, start_image) as run:
+        with resumable(run.path):
+            prepare_anchors(run, pipeline)
         return complete(run, pipeline, plain_shots(run), on_progress=on_progress)
 
 
-def new_run(pipeline: LatentVideoPipeline, settings: FilmSettings, path: Path, *, given: int = 0) -> RunFolder:
-    """Make the run folder of a new film."""
+@contextmanager
+def new_run(
+    pipeline: LatentVideoPipeline,
+    settings: FilmSettings,
+    out: Path,
+    options: FilmOptions,
+    *inputs: str | Path | None,
+    given: int = 0,
+) -> Iterator[RunFolder]:
+    """Make the run folder of a new film, and hold it while the block runs.
+
+    Args:
+        inputs: files that the film is made of.
+
+    Raises:
+        UsageError: the folder is taken, or holds an input.
+        ResourceError: another process is working in it.
+    """
+    check_inputs(out, options.get("contact_sheet"), *inputs, options.get("end_image"), options.get("model"))
     plan = pipeline.plan(settings.num_frames, sampling_of(pipeline, settings), given=given)
-    record = RunRecord(
-        settings=settings,
-        plan=asdict(plan),
-        num_windows=plan.num_windows,
-        weights=weights_of(pipeline),
-        versions=_versions(),
-    )
-    return RunFolder.create(path, record, overwrite=settings.overwrite)
+    facts = {
+        "settings": settings,
+        "plan": asdict(plan),
+        "num_windows": plan.num_windows,
+        "weights": weights_of(pipeline),
+        "versions": _versions(),
+    }
+    record = validate(facts, RunRecord)
+    with RunFolder.create(run_path(out), record, overwrite=settings.overwrite) as run:
+        run.sheet = Path(settings.contact_sheet) if settings.contact_sheet else None
+        yield run
 
 
 def resume_film(
@@ -100,36 +131,71 @@ def resume_film(
     pipeline: LatentVideoPipeline | None = None,
     drift_guard: DriftGuard | None = None,
     drift_limit: float | None = None,
+    overwrite: bool = False,
+    contact_sheet: str | Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> FilmReport:
     """Go on where a run stopped; the film becomes the one that the run was begun for, byte for byte.
+
+    Whatever the run's record says, nothing is written but the run, its film where no other file lies, and a contact
+    sheet beside it in the same way.
 
     Args:
         run: the folder, or the film that it makes.
         pipeline: the model, if it was not loaded from a folder.
         drift_guard, drift_limit: from now on, instead of the run's own.
+        overwrite: replace whatever lies where the film, or the contact sheet, is to go.
+        contact_sheet: PNG of evenly spaced frames, anywhere.
 
     Raises:
-        InputError: no run folder.
+        InputError: no run folder, or the clip that the film continues was changed.
+        UsageError: another file lies where the film is to go.
         CheckpointError: the run or the model is damaged or was changed.
     """
-    from latentvid.film.extend import prepare_clip
+    from latentvid.film.extend import check_clip, prepare_clip
 
     folder = RunFolder.open(run)
-    with locked(folder.path):
-        folder.sweep()
+    folder.overwrite = overwrite
+    if contact_sheet is not None:
+        check_output(contact_sheet, overwrite=overwrite)
+        folder.sheet = Path(contact_sheet)
+    with folder.held(), consistent(folder):
         pipeline = pipeline or load_pipeline(folder.settings)
         check_model(folder, pipeline)
         done = folder.num_complete()
         if done < folder.record.num_windows:
             warn_of_long_prompts(pipeline, folder.settings)
         folder.verify(done)
-        folder.change(drift_guard=drift_guard, drift_limit=drift_limit)
-        if not done:
-            prepare_anchors(folder, pipeline)
-        if folder.settings.clip is not None and not done:
-            prepare_clip(folder, pipeline)
+        if done < folder.record.num_windows:
+            check_film(folder)
+        with resumable(folder.path):
+            folder.change(drift_guard=drift_guard, drift_limit=drift_limit)
+            if folder.settings.clip is not None:
+                check_clip(folder)
+            if not done:
+                prepare_anchors(folder, pipeline)
+            if folder.settings.clip is not None and not done:
+                prepare_clip(folder, pipeline)
         return complete(folder, pipeline, shots_of(folder), first=done, on_progress=on_progress)
+
+
+@contextmanager
+def consistent(run: RunFolder) -> Iterator[None]:
+    """Tell of a run folder whose files do not go together in one sentence; what they hold can be anything.
+
+    Raises:
+        CheckpointError: as above.
+    """
+    try:
+        with resource_errors(run.path):
+            yield
+    except _BROKEN as error:
+        if isinstance(error, (torch.OutOfMemoryError, RecursionError)) or "can't allocate memory" in str(error):
+            raise
+        what = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise CheckpointError(
+            f"{run.path}: its files do not go together ({what}); the film cannot go on from here. Make it again."
+        ) from error
 
 
 def complete(
@@ -145,7 +211,7 @@ def complete(
     Maker(pipeline, run, shots, on_progress).make(first)
     drift, notes = finish_run(run)
     if not run.settings.keep_run:
-        discard(run)
+        notes += discard(run)
     return report_of(run, shots, start=start, first=first, drift=drift, notes=notes)
 
 
@@ -207,7 +273,8 @@ def check_model(run: RunFolder, pipeline: LatentVideoPipeline) -> None:
     if "spacing" not in run.record.weights:  # begun when all models' steps were evenly spaced, or by such a model
         pipeline.register_to_config(spacing="even")
     found = weights_of(pipeline)
-    different = sorted(name for name, expected in run.record.weights.items() if found.get(name) != expected)
+    known = run.record.weights
+    different = sorted(name for name in known.keys() | found.keys() if found.get(name) != known.get(name))
     if different:
         raise CheckpointError(
             f"{run.path}: the model's {', '.join(different)} changed since the run was begun; the rest of the film "
@@ -242,7 +309,7 @@ def finish_run(run: RunFolder) -> tuple[dict[str, float], list[str]]:
     with resumable(run.path):
         Preview(run).show(run.record.num_windows, is_whole=True)
         if run.settings.clip is None:
-            drift, notes = finish(run), list[str]()
+            drift, notes = finish(run)
         else:
             from latentvid.film.extend import finish_extension
 

@@ -77,7 +77,7 @@ def run_of_film(clip: Path, sha256: str, pipeline: LatentVideoPipeline) -> RunFo
         FilmLatents(run).tail(1)
         LatentFile(run.latents(run.record.num_windows - 1)).check_fits(pipeline.autoencoder)
         return run
-    except LatentVidError:
+    except (LatentVidError, OSError, RuntimeError, LookupError):  # whatever lies there is no run of ours
         return None
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
-from latentvid.core.files import atomic_path, resource_errors
+from latentvid.core.files import atomic_path
 from latentvid.film.folder import RunFolder
 from latentvid.video.transport import write_transport_stream
+
+PLAYLIST = "preview.m3u8"
 
 
 class Preview:
@@ -25,14 +27,14 @@ class Preview:
     def show(self, count: int, *, is_whole: bool = False) -> None:
         """Put the first `count` windows into the playlist, and its end where the film `is_whole`."""
         playlist = preview_path(self.run)
-        if playlist is None:
+        if playlist is None or not self.run.files.is_free(PLAYLIST):  # or changed by somebody, whose it is now
             return
         fps, longest, num_written = Fraction(self.run.settings.fps), self._longest, len(self._entries)
         for index in range(self._num_windows, count):
             num_shown = self.run.window(index).num_shown
             target = self.part(index)
             if num_shown and not target.is_file():
-                target.parent.mkdir(exist_ok=True)
+                self.run.files.make_folder("preview")
                 write_transport_stream(self.run.segment(index), target, first_frame=self._num_frames, fps=fps)
             if num_shown:
                 length = float(num_shown / fps)
@@ -44,12 +46,11 @@ class Preview:
         else:
             # Not anew: a window of a long film must not wait longer than one of a short film. Where this is cut short,
             # whoever resumes the run writes the whole.
-            with resource_errors(playlist), playlist.open("a", encoding="utf-8") as file:
-                file.write("".join(self._entries[num_written:]))
+            self.run.files.append(PLAYLIST, "".join(self._entries[num_written:]).encode())
 
     def part(self, index: int) -> Path:
         """Return the file of one window."""
-        return self.run.path / "preview" / f"{index:06d}.ts"
+        return self.run.files.file(f"preview/{index:06d}.ts")
 
     def _write(self, playlist: Path, *, is_whole: bool) -> None:
         head = ["#EXTM3U", "#EXT-X-VERSION:3", "#EXT-X-PLAYLIST-TYPE:EVENT", "#EXT-X-MEDIA-SEQUENCE:0"]
@@ -62,4 +63,4 @@ class Preview:
 
 def preview_path(run: RunFolder) -> Path | None:
     """Return the playlist of a run; None where its segments are of a codec that has no place in one."""
-    return run.path / "preview.m3u8" if run.segment_suffix == ".mp4" else None
+    return run.files.file(PLAYLIST) if run.segment_suffix == ".mp4" else None

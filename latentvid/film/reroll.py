@@ -16,16 +16,16 @@ from torch import Tensor
 
 from latentvid.autoencoders.base import FilmDecoder
 from latentvid.core.errors import CheckpointError, UsageError
-from latentvid.core.files import locked
 from latentvid.core.rng import Rng
 from latentvid.extension.plan import Window
 from latentvid.extension.rollout import MadeWindow
 from latentvid.extension.rules import ContextRule, Setting, Tail
+from latentvid.film.extend import check_clip
+from latentvid.film.finish import check_film
 from latentvid.film.folder import NUM_IN_FRONT, RunFolder
-from latentvid.film.generate import check_model, finish_run, load_pipeline, report_of, shots_of
+from latentvid.film.generate import check_model, consistent, finish_run, load_pipeline, report_of, shots_of
 from latentvid.film.latents import FilmLatents
 from latentvid.film.make import FilmReport, Maker, OnProgress, last_of, measure, resumable
-from latentvid.film.preview import Preview
 from latentvid.film.settings import Reroll, WindowRecord
 from latentvid.pipeline import LatentVideoPipeline, Sampling
 from latentvid.sampling.context import keep_given, with_clean_context
@@ -42,6 +42,7 @@ def reroll_window(
     seed: int | None = None,
     prompt: str | None = None,
     pipeline: LatentVideoPipeline | None = None,
+    overwrite: bool = False,
     on_progress: OnProgress | None = None,
 ) -> FilmReport:
     """Make window `index` of a finished film again, and the film of all.
@@ -54,15 +55,16 @@ def reroll_window(
         seed: of its noise; by default another one each time.
         prompt: by default the window's own.
         pipeline: the model, if it was not loaded from a folder.
+        overwrite: replace whatever lies where the film is; without it, only the film that this run made.
 
     Raises:
-        UsageError: no such window, or none of its frames is free.
+        UsageError: no such window, or none of its frames is free, or another file lies where the film was.
         CheckpointError: the run is unfinished or damaged, or the model was changed.
     """
     start = time.perf_counter()
     folder = RunFolder.open(run)
-    with locked(folder.path):
-        folder.sweep()
+    folder.overwrite = overwrite
+    with folder.held(), consistent(folder):
         if folder.record.film is None:
             raise CheckpointError(f"{folder.path}: unfinished; first `latentvid resume {folder.path}`.")
         if not 0 <= index < folder.record.num_windows:
@@ -70,13 +72,15 @@ def reroll_window(
         pipeline = pipeline or load_pipeline(folder.settings)
         check_model(folder, pipeline)
         folder.verify(folder.record.num_windows)
+        check_film(folder)
+        if folder.settings.clip is not None:
+            check_clip(folder)
         shots = shots_of(folder)
         maker = Maker(pipeline, folder, shots, on_progress)
         again = _Again(maker, index, seed, prompt)
         pipeline.warn_of_long([("prompt", again.prompt), ("negative prompt", folder.settings.negative_prompt)])
         with torch.no_grad(), resumable(folder.path):
             again.make()
-        Preview(folder).part(index).unlink(missing_ok=True)
         drift, notes = finish_run(folder)
         notes = [f"window {index} was made with the seed {again.seed}", *notes]
         return report_of(folder, shots, start=start, first=index, drift=drift, notes=notes)
@@ -112,7 +116,8 @@ class _Again:
         made = MadeWindow(window, new, Tail(new))
         frames = self.pipeline.decode_window(made, 0, decoder).cpu()
         curves = self._curves(frames)
-        with self.run.staging() as staged:
+        done = Reroll(window=window.index, seed=self.seed, prompt=self.prompt)
+        with self.run.staging([*self.run.record.rerolls, done]) as staged:
             num_shown = self.maker.write(window, made, frames, in_front, into=staged)
             files = [staged.latents(window.index), *([staged.segment(window.index)] if num_shown else [])]
             carried = {name: digest for name, digest in self.old.sha256.items() if name.startswith("carry/")}
@@ -130,8 +135,6 @@ class _Again:
                     seconds=round(time.perf_counter() - started, 3),
                 )
             )
-        self.run.record.rerolls.append(Reroll(window=window.index, seed=self.seed, prompt=self.prompt))
-        self.run.save()
 
     def _curves(self, frames: Tensor) -> dict[str, list[float]]:
         """Measure the new frames; what lies in front of them is as it was."""

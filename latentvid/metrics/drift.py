@@ -150,7 +150,7 @@ class Drift:
         """Write `report` to a file."""
         write_json(path, self.report())
 
-    def write_png(self, path: str | Path, *, clip: int = -1, title: str = "") -> None:
+    def write_png(self, path: str | Path, *, clip: int = -1, title: str = "", overwrite: bool = True) -> None:
         """Draw the curves of one clip (the last, unless told) with its joins marked, as a PNG.
 
         Raises:
@@ -161,7 +161,7 @@ class Drift:
         chosen = self.clips[clip]
         marks = [seam.frame for seam in self._seams(chosen)]
         picture = line_chart(drift_panels(chosen.curves, marks), title=title, panel_height=104)
-        with atomic_path(path) as beside:
+        with atomic_path(path, overwrite=overwrite) as beside:
             picture.save(beside, format="PNG", optimize=True)
 
     def _seams(self, clip: Clip) -> list[SeamStep]:

@@ -6,9 +6,10 @@ which starts from what the one before exported.
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,8 @@ from latentvid.autoencoders.losses import ReconstructionWeights
 from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.config import StrictModel
 from latentvid.core.errors import CheckpointError, InputError, UsageError
-from latentvid.core.files import locked, read_json, write_json
+from latentvid.core.files import read_json
+from latentvid.core.folder import Folder, Layout
 from latentvid.core.rng import Rng
 from latentvid.core.runtime import Runtime
 from latentvid.data.footage import ClipInfo
@@ -34,6 +36,7 @@ from latentvid.training.decoder import DecoderOptions, DecoderTask
 from latentvid.training.held_out import Footage
 from latentvid.training.image_guard import Guarded, guard_images
 from latentvid.training.latent_cache import LatentCache, build_cache, cache_name
+from latentvid.training.loop import LAYOUT as RUN_LAYOUT
 from latentvid.training.loop import (
     RESULT,
     LoopConfig,
@@ -49,6 +52,17 @@ from latentvid.training.resuming import OnNote, check_settings, compare_files
 LPIPS_WEIGHT = 0.1
 """Where a trunk is given and no weight."""
 RUN, SETTINGS = "run", "settings.json"
+STAGED = f"{RUN}/.export"
+LAYOUT = Layout(
+    files=re.compile(
+        r"README\.md|metrics\.json|table\.md|curves\.png|side_by_side\.(png|mp4)|report/[^/]+|(delta/)?config\.json"
+        r"|(delta/)?[\w.-]+\.safetensors(\.index\.json)?|run/settings\.json|run/cache/[\w.-]+/shard-\d+\.safetensors"
+        r"|run/\.export/.+"
+    ),
+    folders=re.compile(r"report|delta|run|run/cache|run/cache/[\w.-]+|run/\.export(/.+)?"),
+    documents=re.compile(r"README\.md|metrics\.json|table\.md|curves\.png|side_by_side\.(png|mp4)|report/.+"),
+)
+"""What lies in the folder of a finetuning, but for the runs of its stages, which have their own."""
 STAGES = ("temporal", "spatial", "long")
 
 
@@ -220,6 +234,38 @@ class Finetuned:
     stages: tuple[StageDone, ...]
 
 
+def folder_of(path: str | Path) -> Folder:
+    """Return what the folder of a finetuning is read and written through."""
+    return Folder(Path(path), LAYOUT, home=RUN)
+
+
+@contextmanager
+def results(path: str | Path) -> Iterator[Path]:
+    """Yield a folder for the files of a finetuning; they go to their places when the block succeeds.
+
+    What somebody changed since it was written stays as it is, with a warning; the folder must not be held already.
+
+    Raises:
+        UsageError: another file than a document is in the way.
+        ResourceError: another process is working in the folder, or the disk is full.
+    """
+    files = folder_of(path)
+    with files.held(), _results(files) as staged:
+        yield staged
+
+
+@contextmanager
+def _results(files: Folder) -> Iterator[Path]:
+    files.drop(STAGED)
+    try:
+        yield files.make_folder(STAGED)
+        kept = files.install(STAGED, "")
+    finally:
+        files.drop(STAGED)
+    for name in kept:
+        warnings.warn(f"{files.path / name} was changed since it was written; it is left as it is.", stacklevel=1)
+
+
 def check_folder(
     folder: Path,
     config: FinetuneConfig,
@@ -234,9 +280,10 @@ def check_folder(
     Raises:
         UsageError: as above.
     """
-    path = folder / RUN / SETTINGS
+    files, path = folder_of(folder), folder / RUN / SETTINGS
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; name a folder.")
+    files.check()
     settings = {
         "vae": vae,
         "config": config.model_dump(mode="json"),
@@ -247,7 +294,10 @@ def check_folder(
     if not path.is_file():
         if folder.is_dir() and any(folder.iterdir()):
             raise UsageError(f"{folder} exists and holds something else than a run; name another folder.")
-        write_json(path, settings)
+        files.make_folder(RUN)
+        with files.held():
+            files.begin()
+            files.write_json(f"{RUN}/{SETTINGS}", settings)
         return
     if not resume:
         raise UsageError(f"{folder} exists and holds a run; pass --resume to go on with it, or name another folder.")
@@ -261,7 +311,8 @@ def check_folder(
         before["config"] = FinetuneConfig.model_validate(before["config"]).model_dump(mode="json")
     _check_same(folder, before, settings, config, on_note)
     if before != settings:
-        write_json(path, settings)
+        with files.held():
+            files.write_json(f"{RUN}/{SETTINGS}", settings)
 
 
 def _check_same(
@@ -334,10 +385,12 @@ def finetune(
     device = "cpu" if runtime.device.type == "cpu" else "auto"
     if is_main_process():
         check_folder(folder, config, str(vae), footage, resume=resume, on_note=on_note)
-    with locked(folder / RUN) if is_main_process() else nullcontext():
+    files = folder_of(folder)
+    with files.held() if is_main_process() else nullcontext():
         base = network.without_time()
         run, done = folder / RUN, []
         for stage in config.plan():
+            Folder(run / stage.name, RUN_LAYOUT).check()
             if not _is_done(config, stage, run):
                 with main_process_first(device):
                     task = build_task(
@@ -354,14 +407,14 @@ def finetune(
             done.append(_stage_done(stage, run / stage.name))
             network = load_image_autoencoder(run / stage.name / "export")
         assert isinstance(network, TemporalAutoencoder)
-        return _finished(network, base, footage, folder, runtime, tuple(done))
+        return _finished(network, base, footage, files, runtime, tuple(done))
 
 
 def _finished(
     exported: TemporalAutoencoder,
     base: ImageAutoencoder,
     footage: Footage,
-    folder: Path,
+    files: Folder,
     runtime: Runtime,
     done: tuple[StageDone, ...],
 ) -> Finetuned:
@@ -371,7 +424,8 @@ def _finished(
     exported.name = base.name
     guard = guard_images(exported, base, [clip.path for clip in footage.held_out], reading=footage.held_out[0].reading)
     if is_main_process():
-        exported.save_with_delta(folder)
+        with _results(files) as staged:
+            exported.save_with_delta(staged)
     return Finetuned(exported, base, guard, done)
 
 

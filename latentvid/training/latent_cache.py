@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latentvid.core.errors import CheckpointError
-from latentvid.core.files import atomic_path
+from latentvid.core.files import atomic_path, resource_errors
 from latentvid.training.sources import ClipSource
 
 SHARD = 128
@@ -50,9 +50,12 @@ def build_cache(
         on_clip: called with (done, total), for a progress bar.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with resource_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(source), SHARD):
         path = _shard(folder, start // SHARD)
+        if path.is_symlink():
+            raise CheckpointError(f"{path} is a link; the cache holds files of its own only. Remove the link.")
         stop = min(start + SHARD, len(source))
         if not path.exists():
             _write_shard(path, source, encode, range(start, stop), keep_pixels=keep_pixels)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from latentvid.core.files import atomic_path
+from latentvid.core.folder import Folder
 
+LOG = "log.jsonl"
 OnRecord = Callable[[dict[str, Any]], None]
 
 
@@ -17,12 +18,12 @@ class RunLog:
     """Sums what happens in each step and appends records to a file.
 
     Args:
-        path: the file; None writes nothing (one process of several does the writing).
+        folder: where it goes, as `LOG`; None writes nothing (one process of several does the writing).
         on_record: called with every record.
     """
 
-    def __init__(self, path: Path | None, on_record: OnRecord | None = None) -> None:
-        self.path, self.on_record = path, on_record
+    def __init__(self, folder: Folder | None, on_record: OnRecord | None = None) -> None:
+        self.folder, self.on_record = folder, on_record
         self._sums: dict[str, tuple[float, int]] = {}
 
     def note(self, name: str, value: float) -> None:
@@ -36,20 +37,22 @@ class RunLog:
         return means
 
     def record(self, record: dict[str, Any]) -> None:
-        if self.path is None:
+        if self.folder is None:
             return
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
+        self.folder.append(LOG, (json.dumps(record) + "\n").encode())
         if self.on_record:
             self.on_record(record)
 
     def cut(self, step: int) -> None:
         """Drop what a killed run logged after its last saved state, at `step`; it will be logged again."""
-        if self.path is None or not self.path.exists():
+        if self.folder is None or not self.folder.has(LOG):
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines()
+        path = self.folder.file(LOG)
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         kept = [line for line in lines if _step(line) <= step]
-        with atomic_path(self.path) as beside:
+        if kept == lines:
+            return
+        with atomic_path(path) as beside:
             beside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def state(self) -> dict[str, list[float]]:

@@ -3,19 +3,23 @@
 The only file that touches accelerate. A run is a folder:
 
     loop.json        the settings
+    recipe.json      what was trained on what, where a recipe was run
     log.jsonl        one line per `log_every` steps and per validation
     state/step-N/    all that resuming needs; written beside and renamed, the last two are kept
     export/          what the task makes of the averaged weights: the last ones, or the best
     result.json      written last: which step's weights were exported, and whether the run stopped early
+
+Files that the run did not write, or that were changed since, are never replaced (see `core/folder.py`).
 """
 
 from __future__ import annotations
 
 import math
 import os
-import shutil
+import re
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -33,15 +37,28 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from latentvid.core.config import StrictModel
 from latentvid.core.errors import CheckpointError, LatentVidError, ResourceError, UsageError
-from latentvid.core.files import locked, read_json, write_json
+from latentvid.core.files import read_json, resource_errors
+from latentvid.core.folder import Folder, Layout
 from latentvid.core.rng import Rng
 from latentvid.core.runtime import resolve_runtime
 from latentvid.training.interrupts import held_interrupts
-from latentvid.training.log import OnRecord, RunLog
+from latentvid.training.log import LOG, OnRecord, RunLog
 from latentvid.training.task import Task
 
 KEPT_STATES = 2
-RESULT = "result.json"
+LOOP, RECIPE, RESULT, EXPORT = "loop.json", "recipe.json", "result.json", "export"
+_STAGED = ".export"
+LAYOUT = Layout(
+    files=re.compile(
+        r"loop\.json|recipe\.json|log\.jsonl|result\.json|\.?export/.+"
+        r"|state/\.?step-\d+/(model|optimizer|scheduler|sampler|scaler|random_states|dl_state|pytorch_model|ema|best|log)"
+        r"[\w.-]*"
+    ),
+    folders=re.compile(r"state|state/\.?step-\d+|\.?export(/.+)?"),
+    grows=frozenset([LOG]),
+    documents=re.compile(r"export/(README\.md|metrics\.json)"),
+)
+"""What lies in the folder of a run."""
 
 
 class TrainingDiverged(LatentVidError):
@@ -86,6 +103,7 @@ def train(
     resume: bool = False,
     device: str = "auto",
     on_record: OnRecord | None = None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train `task` and export it; return the last record of training (empty if there was nothing left to do).
 
@@ -97,6 +115,7 @@ def train(
             that was never interrupted.
         device: "auto" (whatever accelerate finds), "cpu", "cuda" or "mps".
         on_record: called with every log record, for a progress bar.
+        recipe: what is trained on what, written into the folder as it is.
 
     Raises:
         UsageError: the folder holds a run already, nothing is trainable, or the device cannot compute in the
@@ -107,7 +126,7 @@ def train(
     """
     run = _Run(task, config, Path(folder), device=device, on_record=on_record)
     try:
-        run.start(resume=resume)
+        run.start(resume=resume, recipe=recipe)
         with held_interrupts() as interrupted:
             while run.step < config.steps and not run.is_stopped:
                 run.advance()
@@ -153,28 +172,42 @@ class _Run:
         self.step = 0
         self.best = Best()
         self.last_record: dict[str, Any] = {}
-        self.log = RunLog(folder / "log.jsonl" if self.accelerator.is_main_process else None, on_record)
+        self.files = Folder(folder, LAYOUT)
+        self.log = RunLog(self.files if self.accelerator.is_main_process else None, on_record)
         self._since, self._logged = time.monotonic(), 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._held = ExitStack()
         self._ahead: dict[int, Any] = {}
 
-    def start(self, *, resume: bool) -> None:
-        states = saved_states(self.folder)
+    def start(self, *, resume: bool, recipe: Mapping[str, Any] | None = None) -> None:
         check_folder(self.folder, resume=resume)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        states = saved_states(self.folder)
+        with resource_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         if self.accelerator.is_main_process:
-            self._held.enter_context(locked(self.folder))
+            self._held.enter_context(self.files.held())
+            self._prepare_folder(resume=resume)
         self.task.train()
         if states:
             self._load(states[-1])
         if self.accelerator.is_main_process:
-            write_json(self.folder / "loop.json", self.config.model_dump(mode="json"))
+            for name, settings in ((LOOP, self.config.model_dump(mode="json")), (RECIPE, recipe)):
+                if settings is not None and self.files.is_free(name):
+                    self.files.write_json(name, settings)
             self.log.cut(self.step if states else -1)
-            for torn in self.folder.glob("state/.step-*"):
-                shutil.rmtree(torn)
         if self.config.keep == "best" and not states:
             self._validate()  # so that weights which training only worsens are kept as they came
+
+    def _prepare_folder(self, *, resume: bool) -> None:
+        """Begin the list of a new run's files, and remove what a killed process left half-written."""
+        check_folder(self.folder, resume=resume)  # now that nobody else is in it
+        if not self.files.files():
+            self.files.begin()
+        self.files.sweep()
+        self.files.drop(_STAGED)
+        for torn in sorted(self.folder.glob("state/.step-*")):
+            if torn.name.removeprefix(".step-").isdigit():
+                self.files.drop_known(f"state/{torn.name}")
 
     @property
     def is_stopped(self) -> bool:
@@ -255,15 +288,28 @@ class _Run:
 
     def finish(self) -> None:
         self.save()
-        export = self.folder / "export"
-        export.mkdir(exist_ok=True)
         if self.accelerator.is_main_process:
-            with self.averaged(self.best.weights):
-                self.task.export(export)
             kept = self.step if self.best.weights is None else self.best.step
             done = {"steps": self.step, "kept": kept, "stopped": self.step < self.config.steps}
-            write_json(self.folder / RESULT, done)
+            with resource_errors(self.folder / EXPORT):
+                self._export()
+            if not self.files.has(RESULT) or self.files.read_json(RESULT) != done:
+                self.files.write_json(RESULT, done)
         self.accelerator.wait_for_everyone()
+
+    def _export(self) -> None:
+        """Write the export beside its place, and move what is new in it there."""
+        self.files.drop(_STAGED)
+        try:
+            staged = self.files.make_folder(_STAGED)
+            with self.averaged(self.best.weights):
+                self.task.export(staged)
+            self.files.make_folder(EXPORT)
+            kept = self.files.install(_STAGED, EXPORT)
+        finally:
+            self.files.drop(_STAGED)
+        for name in kept:
+            warnings.warn(f"{self.folder / name} was changed since it was written; it is left as it is.", stacklevel=2)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -290,21 +336,30 @@ class _Run:
 
     def save(self) -> None:
         """Write all that resuming needs beside its place, and rename it; all processes together."""
-        target = self.folder / "state" / f"step-{self.step}"
+        name = f"state/step-{self.step}"
+        target = self.folder / name
         if target.exists():
             return
         beside = target.with_name(f".{target.name}")
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(beside), safe_serialization=True)
-        self.accelerator.wait_for_everyone()
+        try:
+            with resource_errors(target):
+                self.accelerator.save_state(str(beside), safe_serialization=True)
+                self.accelerator.wait_for_everyone()
+                if self.accelerator.is_main_process:
+                    torch.save(self.ema.state_dict(), beside / "ema.pt")
+                    self.files.write_json(f"state/{beside.name}/log.json", self.log.state())
+                    if self.config.keep == "best":
+                        torch.save(vars(self.best), beside / "best.pt")
+                    self.files.list_all(f"state/{beside.name}", name)
+                    beside.rename(target)
+        except ResourceError as error:
+            if self.accelerator.is_main_process:
+                self.files.drop_known(f"state/{beside.name}")
+            raise ResourceError(f"{error} What was saved before is kept; --resume goes on from there.") from error
         if self.accelerator.is_main_process:
-            torch.save(self.ema.state_dict(), beside / "ema.pt")
-            write_json(beside / "log.json", self.log.state())
-            if self.config.keep == "best":
-                torch.save(vars(self.best), beside / "best.pt")
-            beside.rename(target)
             for old in saved_states(self.folder)[:-KEPT_STATES]:
-                shutil.rmtree(old)
+                self.files.drop_known(f"state/{old.name}")
         self.accelerator.wait_for_everyone()
 
     def save_alone(self) -> None:
@@ -399,15 +454,30 @@ def main_process_first(device: str = "auto") -> Iterator[None]:
 
 
 def check_folder(folder: Path, *, resume: bool) -> None:
-    """Refuse a folder that holds a run already, unless it is to be resumed.
+    """Refuse a folder that holds a run already, unless it is to be resumed, or files that a run would replace.
 
     Raises:
         UsageError: as above.
+        CheckpointError: links are in it.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; name a folder for the run.")
-    if (saved_states(folder) or (folder / "log.jsonl").exists()) and not resume:
+    files = Folder(folder, LAYOUT)
+    files.check()
+    has_begun = bool(saved_states(folder)) or files.has(LOG)
+    if has_begun and not resume:
         raise UsageError(f"{folder} holds a training run already; pass --resume or another folder.")
+    is_run = has_begun and (files.has(LOOP) or files.is_listed)
+    if not is_run:
+        taken = [name for name in files.files() if not (files.is_listed and files.owns(name))]
+        taken += [name for name in ("state", EXPORT) if (folder / name).is_dir() and any((folder / name).iterdir())]
+    else:
+        taken = [RESULT] if files.is_listed and not files.is_free(RESULT) else []
+    if taken:
+        raise UsageError(
+            f"{folder / taken[0]} was not written by this run, or was changed since; move it away, or name another "
+            "folder."
+        )
 
 
 def saved_states(folder: Path) -> list[Path]:

@@ -54,16 +54,17 @@ def describe(done: Finetuned, settings: FinetuneConfig, base: str, found: Footag
     }
 
 
-def write_card(folder: Path, *, facts: Mapping[str, Any], table: str, command: str) -> None:
+def write_card(folder: Path, name: str, *, facts: Mapping[str, Any], table: str, command: str) -> None:
     """Write `README.md`.
 
     Args:
+        name: of the model.
         facts: what `metrics.json` holds.
         table: the before/after table, Markdown.
         command: the command line that made it, "" where it is not known.
     """
     with atomic_path(folder / "README.md") as beside:
-        beside.write_text(_card(folder.resolve().name, facts, table, command), encoding="utf-8")
+        beside.write_text(_card(name, facts, table, command), encoding="utf-8")
 
 
 def _card(name: str, facts: Mapping[str, Any], table: str, command: str) -> str:

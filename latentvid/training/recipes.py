@@ -21,7 +21,8 @@ from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.checkpoints import LARGEST_NUMBER
 from latentvid.core.config import StrictModel, load_config, read_tree
 from latentvid.core.errors import CheckpointError, UsageError, did_you_mean
-from latentvid.core.files import read_json, write_json
+from latentvid.core.folder import refuse_links
+from latentvid.core.reading import read_json
 from latentvid.core.rng import Rng
 from latentvid.data.mixture import Latents, Mixture
 from latentvid.data.tokenizer import build_tokenizer
@@ -34,7 +35,7 @@ from latentvid.training.autoencoder import AutoencoderOptions, AutoencoderTask
 from latentvid.training.decoder import DecoderOptions, DecoderTask
 from latentvid.training.diffusion import DiffusionOptions, DiffusionTask
 from latentvid.training.latent_cache import LatentCache, build_cache, cache_name
-from latentvid.training.loop import LoopConfig, OnRecord, check_folder, is_main_process, saved_states, train
+from latentvid.training.loop import RECIPE, LoopConfig, OnRecord, check_folder, is_main_process, saved_states, train
 from latentvid.training.pack import open_packed
 from latentvid.training.resuming import OnNote, check_settings
 from latentvid.training.sources import (
@@ -48,8 +49,6 @@ from latentvid.training.sources import (
 from latentvid.training.task import Task
 from latentvid.training.words import WordsOptions, WordsTask
 
-RECIPE = "recipe.json"
-"""What a run was begun with, in its folder."""
 OnPrepared = Callable[[int, int], None]
 """(done, total) of the clips being prepared."""
 MOST_LAYERS = 64
@@ -358,6 +357,7 @@ class _Preparation:
     def encoded(self, name: str, source: SourceConfig, *, keep_pixels: bool = False) -> LatentCache:
         key = cache_name(source.model_dump_json(), self.vae.latent_space(), self.loop.mixed_precision)
         place = self.folder / f"{name}-{key}"
+        refuse_links(self.folder, place)
         return build_cache(source.open(), self._encode, place, keep_pixels=keep_pixels, on_clip=self.on_prepared)
 
     def _encode(self, video: Tensor) -> Tensor:
@@ -379,28 +379,26 @@ def run(
     """Build the recipe's task and train it into `folder`; return the last log record."""
     folder = Path(folder)
     check_folder(folder, resume=resume)  # before any data is prepared
+    refuse_links(folder, folder / "cache")
     if is_main_process():
-        _check_recipe(recipe, folder, resume=resume, on_note=on_note)
+        _check_recipe(recipe, folder, on_note)
     torch.manual_seed(Rng(recipe.loop.seed).seed_of("weights"))  # networks draw their first weights from it
     task = recipe.task(folder, on_prepared)
-    if is_main_process():
-        write_json(folder / RECIPE, recipe.model_dump(mode="json"))
-    return train(task, recipe.loop, folder, resume=resume, device=device, on_record=on_record)
+    record = recipe.model_dump(mode="json")
+    return train(task, recipe.loop, folder, resume=resume, device=device, on_record=on_record, recipe=record)
 
 
-def _check_recipe(recipe: Recipe, folder: Path, *, resume: bool, on_note: OnNote) -> None:
+def _check_recipe(recipe: Recipe, folder: Path, on_note: OnNote) -> None:
     """Refuse to go on with another recipe than a run was begun with, and tell of what changed and may.
 
     Raises:
-        UsageError: as above, or the folder of a new run holds somebody else's file of the record's name.
+        UsageError: as above.
         CheckpointError: the record is damaged.
     """
     now, place, states = recipe.model_dump(mode="json"), folder / RECIPE, saved_states(folder)
-    before = read_json(place) if place.is_file() else None
     if not states:
-        if before not in (None, now) and not resume:
-            raise UsageError(f"{place} is of another run, or none of ours; delete it, or name another folder.")
         return
+    before = read_json(place) if place.is_file() else None
     if before is None and (folder / "loop.json").is_file():  # runs from before recipes were recorded
         before = {**now, "loop": read_json(folder / "loop.json")}
     if before is None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from latentvid.core.rng import Rng
 from latentvid.core.shapes import LatentShape
 from latentvid.extension.plan import Window
 from latentvid.extension.rules import ContextRule, Setting
+from latentvid.film.folder import RunFolder
 from latentvid.film.generate import generate_film, resume_film
 from latentvid.film.reroll import reroll_window, sample_between
 from latentvid.noise import PRIORS
@@ -25,6 +29,8 @@ from latentvid.pipeline import LatentVideoPipeline, Sampling
 from latentvid.sampling import SOLVERS
 from latentvid.video.reader import open_video
 from tests.film.tiny import STEPS, hashes
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def off_by(frame: Any) -> Any:
@@ -110,3 +116,24 @@ def test_each_time_another_one(pipeline: LatentVideoPipeline, tmp_path: Path) ->
     assert len(seen) == 3
     with pytest.raises(UsageError, match="0 to 2"):
         reroll_window(run, 3, pipeline=pipeline)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+def test_killed_while_a_window_is_made_again(model: Path, tmp_path: Path) -> None:
+    """Each child is killed seven operations later than the one before; no window is lost or torn."""
+    pipeline = LatentVideoPipeline.from_pretrained(model)
+    for name in ("whole", "film"):
+        generate_film(pipeline, "clouds", tmp_path / f"{name}.mp4", num_frames=14, **STEPS)
+    reroll_window(tmp_path / "whole.run", 1, prompt="sea at night", pipeline=pipeline)
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.film.killer", str(model), str(tmp_path / "film.mp4"), "0", "reroll"],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout.split()[-1]) > 5
+    assert sha256_of(tmp_path / "film.mp4") == sha256_of(tmp_path / "whole.mp4")
+    for pattern in ("windows/*.mp4", "windows/*.safetensors", "carry/*", "preview/*", "preview.m3u8", "drift.json"):
+        assert hashes(tmp_path / "film.run", pattern) == hashes(tmp_path / "whole.run", pattern)
+    (film, whole) = (RunFolder.open(tmp_path / f"{name}.run").record for name in ("film", "whole"))
+    assert film.rerolls == whole.rerolls
+    assert not [p for p in tmp_path.rglob("*") if (p.name.startswith(".") and p.name != ".lock") or p.name == "next"]

@@ -82,6 +82,17 @@ def test_a_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again = json.loads(capsys.readouterr().out)
     assert again["held_out"]["finetuned"]["psnr"] == metrics["held_out"]["finetuned"]["psnr"]
 
+    edited = [out / name for name in ("README.md", "metrics.json", "report/report.md", "config.json")]
+    for path in edited:
+        path.write_text("mine")
+    (out / "thesis.txt").write_text("mine")
+    (out / "curves.png").unlink()
+    assert main(words(home, "out", "--hold-out 2 --resume --json")) == 0
+    assert [path.name for path in [*edited, out / "thesis.txt"] if path.read_bytes() != b"mine"] == []
+    said = capsys.readouterr().err
+    assert all(f"{path} was changed since it was written" in said for path in edited)
+    assert (out / "curves.png").is_file()
+
 
 def test_interrupted_and_resumed(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
