@@ -40,7 +40,7 @@ from latentvid.sampling.inversion import invert
 from latentvid.sampling.staged import guided_steps, overlap_frames
 from latentvid.video.append import NotAppendable, append_segments, begins_with, joint_of
 from latentvid.video.meta import VideoMeta
-from latentvid.video.numbered import clip_sha256
+from latentvid.video.numbered import clip_exists, clip_sha256
 from latentvid.video.pixels import resize, to_float
 from latentvid.video.reader import AS_STATED, PyAVReader, Reading
 from latentvid.video.remux import concat_segments

@@ -86,7 +86,7 @@ def _link(name: str, kind: str) -> Tamper:
 def _links() -> Iterator[tuple[str, Tamper]]:
     kinds = ("file", "hard", "dangling", "pipe", "to a pipe", "folder")
     for number, name in enumerate(_FILES):
-        for kind in {kinds[number % len(kinds)], kinds[(number + 1) % len(kinds)]}:
+        for kind in (kinds[number % len(kinds)], kinds[(number + 1) % len(kinds)]):
             yield f"{name} is a link: {kind}", _link(name, kind)
     for number, name in enumerate(_FOLDERS):
         for kind in ("folder", ("deep", "dangling", "file", "pipe")[number % 4]):
