@@ -542,7 +542,7 @@ def refuse_links(root: Path, place: Path) -> None:
         at = Path(root)
         for part in below.parts:
             at = at / part
-            if at.is_symlink():
+            if os.path.islink(at):  # not of a name that no file can have
                 raise UsageError(f"{at} is a link; what is written into {root} stays in it. Remove the link.")
         return
     raise UsageError(f"{place} does not lie in {root}.")
