@@ -261,7 +261,7 @@ def _phases(bench: Bench, pipeline: LatentVideoPipeline) -> Iterator[_Phases]:
         (VideoWriter, "_finish", "video encoding"),
         (Maker, "write", "writing around the encoding"),
         (RunFolder, "hashes", "hashing"),
-        (latentvid.core.files, "_sync", "file sync"),
+        (latentvid.core.files, "sync", "file sync"),
         (latentvid.core.files, "_sync_folder", "file sync"),
         (Guard, "correct", "guard"),
         (Guard, "judge", "guard"),
