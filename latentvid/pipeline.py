@@ -6,6 +6,7 @@ Windows stream: each is denoised, decoded and handed over before the next begins
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -54,6 +55,10 @@ from latentvid.sampling import SOLVERS
 from latentvid.sampling.schedule import Spacing, schedule_of
 from latentvid.sampling.solver import Denoise, Solver
 
+Embedder = Callable[[tuple[str, ...]], Tensor]
+"""Prompts -> their embeddings, [b l d]."""
+EMBEDDED_PROMPTS = 16
+"""Of which embeddings are kept while a film is made."""
 OnCall = Callable[[Window, int, int], None]
 """(window, denoiser calls done in it, calls that it takes), for progress bars."""
 
@@ -346,6 +351,10 @@ class LatentVideoPipeline(DiffusionPipeline):
     def _embed(self, prompts: Sequence[str]) -> Tensor:
         return embed(self.tokenizer, self.text_encoder, prompts)
 
+    def embedder(self) -> Embedder:
+        """Return what embeds prompts, each new one once: for one film, during which the text encoder stays as it is."""
+        return functools.lru_cache(maxsize=EMBEDDED_PROMPTS)(self._embed)
+
     def setting(
         self,
         sampling: Sampling,
@@ -353,6 +362,7 @@ class LatentVideoPipeline(DiffusionPipeline):
         negative_prompt: str | Sequence[str] = "",
         *,
         embeds: tuple[Tensor | None, Tensor | None] = (None, None),
+        embedder: Embedder | None = None,
         before: Sequence[str] | None = None,
         continues: bool = False,
         rng: Rng | None = None,
@@ -364,6 +374,7 @@ class LatentVideoPipeline(DiffusionPipeline):
             prompts: one per seed.
             negative_prompt: one for all, or one per seed.
             embeds: embeddings [b l d] instead of the prompts, and instead of the negative ones.
+            embedder: of the film (see `embedder`), so that prompts are not embedded anew for every window.
             before: prompts that the window leads from, by a cross-fade over its frames.
             continues: the window goes on under the prompts of the one before.
             rng: other noise than the film's.
@@ -372,13 +383,14 @@ class LatentVideoPipeline(DiffusionPipeline):
         if len(prompts) != len(sampling.rng):
             raise UsageError(f"{len(prompts)} prompts for {len(sampling.rng)} seeds; give one each.")
         text, null = embeds
-        text = self._embed(prompts) if text is None else text
+        embedder = embedder or self._embed
+        text = embedder(tuple(prompts)) if text is None else text
         guidance = sampling.guidance(continues=continues)
         if guidance == 1:
             null = None
         elif null is None:
             several = not isinstance(negative_prompt, str)
-            null = self._embed(negative_prompt if several else [str(negative_prompt)] * len(prompts))
+            null = embedder(tuple(negative_prompt) if several else (str(negative_prompt),) * len(prompts))
         if null is not None and null.shape != text.shape:
             raise UsageError(
                 f"the embeddings of prompts {list(text.shape)} and of negative prompts {list(null.shape)} must have one"
@@ -386,7 +398,7 @@ class LatentVideoPipeline(DiffusionPipeline):
             )
         if before is not None and list(before) != list(prompts):
             frames = sampling.latent.frames
-            text = cross_fade(self._embed(before), text, frames)
+            text = cross_fade(embedder(tuple(before)), text, frames)
             null = None if null is None else null[:, None].expand(-1, frames, -1, -1)
         denoise = unet_denoiser(
             self.unet,
@@ -441,8 +453,17 @@ class LatentVideoPipeline(DiffusionPipeline):
             if on_call:
                 on_call(here[0], here[1], sampling.num_calls)
 
+        embedder = self.embedder()
         first, later = (
-            self.setting(sampling, prompts, negative_prompt, embeds=embeds, continues=continues, on_call=count)
+            self.setting(
+                sampling,
+                prompts,
+                negative_prompt,
+                embeds=embeds,
+                embedder=embedder,
+                continues=continues,
+                on_call=count,
+            )
             for continues in (False, True)
         )
         first = replace(first, noise=noise)

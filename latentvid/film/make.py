@@ -137,6 +137,7 @@ class Maker:
         self.pipeline, self.run, self.shots, self.on_progress = pipeline, run, shots, on_progress
         self.plan = FilmPlan(**run.record.plan)  # type: ignore[arg-type]
         self.sampling = sampling_of(pipeline, settings)
+        self.embedder = pipeline.embedder()
         self.guard = Guard(run, self.plan)
         self.anchors = load_anchors(run, pipeline.compute_device)
         self.preview = Preview(run)
@@ -210,6 +211,7 @@ class Maker:
             self.sampling,
             [prompt],
             self.run.settings.negative_prompt,
+            embedder=self.embedder,
             before=[before],
             continues=is_planned and not is_first,
             rng=rng,

@@ -250,7 +250,7 @@ class _Phases:
 def _phases(bench: Bench, pipeline: LatentVideoPipeline) -> Iterator[_Phases]:
     phases = _Phases(bench)
     places: list[tuple[Any, str, str]] = [
-        (pipeline, "prompt_embeddings", "text"),
+        (pipeline.text_encoder, "forward", "text"),
         (pipeline.unet, "forward", "U-Net"),
         (latentvid.film.make, "make_window", "sampling around the U-Net"),
         (pipeline.autoencoder, "decode_chunk", "decoder"),

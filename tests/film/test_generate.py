@@ -56,6 +56,24 @@ def test_a_film_begins_like_any_longer_one(pipeline: LatentVideoPipeline, tmp_pa
     assert torch.equal(shorter[:14], longer[:14])
 
 
+def test_prompts_are_embedded_once_per_film(
+    pipeline: LatentVideoPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    forward = type(pipeline.text_encoder).forward
+
+    def counted(self: object, *args: object, **kwargs: object) -> object:
+        calls.append(1)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(pipeline.text_encoder), "forward", counted)
+    generate_film(pipeline, "clouds", tmp_path / "film.mp4", num_frames=26, guidance_scale=2.0, **STEPS)
+    assert len(calls) == 2  # the prompt and the empty one, for five windows
+    calls.clear()
+    list(pipeline.stream("clouds", num_frames=26, guidance_scale=2.0, **STEPS))
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("rule", [{"kind": "context", "overlap": 3}, {"kind": "reuse", "overlap": 2}])
 def test_a_call_a_stream_and_a_film_are_the_same(
     pipeline: LatentVideoPipeline, tmp_path: Path, rule: dict[str, object]
