@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from latentvid.core.errors import LatentVidError
+from latentvid.film.counted import counted
 from latentvid.film.folder import RunFolder, run_path
 from latentvid.metrics.metric import eight_bit
 from latentvid.metrics.seam import STILL, frame_step
@@ -68,5 +69,5 @@ def joins_of_film(clip: str | Path) -> list[int]:
 
 
 def _own_frames(run: RunFolder) -> int:
-    """Return the frames of the clip that the film continues."""
-    return run.settings.clip.num_frames if run.settings.clip is not None else 0
+    """Return the frames of the clip that the film continues: those of the film that no window made."""
+    return counted(run.film).num_frames - run.num_shown() if run.settings.clip is not None else 0

@@ -107,8 +107,12 @@ class PyAVReader:
     ) -> None:
         self.close()
 
+    def _frame_maker(self) -> FrameMaker:
+        """Return what makes frames of decoded pictures; readers of stored pictures have another."""
+        return FrameMaker(self._path, self.scan)
+
     def _from_beginning(self, start: int, stop: int | None) -> Iterator[Frame]:
-        make = _FrameMaker(self._path, self.scan)
+        make = self._frame_maker()
         whole = self._num_whole()
         count = 0
         with open_container(self._path) as container:
@@ -148,7 +152,7 @@ class PyAVReader:
             if self._meta.is_truncated:
                 self._broken(len(pts), "the file is cut short")
             return
-        make = _FrameMaker(self._path, self.scan)
+        make = self._frame_maker()
         count = start
         with open_container(self._path) as container:
             stream = video_stream(self._path, container, single_thread=self._allow_truncated)
@@ -188,7 +192,7 @@ class PyAVReader:
             )
         self._note(count, f"damaged ({why}): only the first {count} frames could be decoded", is_truncated=True)
 
-    def _ended(self, count: int, make: _FrameMaker) -> None:
+    def _ended(self, count: int, make: FrameMaker) -> None:
         if self._meta.is_truncated:
             self._broken(count, "the file is cut short")
             return
@@ -210,7 +214,7 @@ class PyAVReader:
         )
 
 
-class _FrameMaker:
+class FrameMaker:
     """Turns decoded pictures into frames: times, size, colours, orientation."""
 
     def __init__(self, path: Path, found: Scan) -> None:

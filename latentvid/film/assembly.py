@@ -1,0 +1,176 @@
+"""How a continued clip and its new frames become one film: tried before windows are made, done when all are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentvid.film.clip_shots import TICK, ClipShots, own_encoding, own_planes
+from latentvid.film.folder import RunFolder
+from latentvid.film.settings import ClipSettings, FilmSettings, clip_of
+from latentvid.video.append import Joint, NotAppendable, append_segments, joint_of, kept_frames
+from latentvid.video.companions import Account, lost_facts
+from latentvid.video.planes import Planes, planes_of, stored_frames
+from latentvid.video.reader import PyAVReader, open_video
+from latentvid.video.remux import Beside, concat_segments
+from latentvid.video.writer import VideoWriter
+
+_PLAYERS = "VLC, mpv and other players built on FFmpeg show such files"
+_ELSEWHERE = "for phones, televisions and QuickTime take --source-frames reencode"
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The joining of a clip to segments, as its settings say."""
+
+    settings: FilmSettings
+    joint: Joint | None
+    planes: Planes | None
+    source: Path
+    """Where the clip is encoded again, if it is; it stays until the film is there."""
+
+    @classmethod
+    def of(cls, run: RunFolder, settings: FilmSettings | None = None) -> Assembly:
+        """Return the assembly of a run, or one by other settings than the run's own.
+
+        Raises:
+            NotAppendable: the clip's packets were to be copied and cannot be.
+        """
+        settings = settings or run.settings
+        clip = clip_of(settings)
+        joint = joint_of(clip.path, run.film) if clip.how == "copy" else None
+        return cls(settings, joint, own_planes(clip), run.path / f"source{run.segment_suffix}")
+
+    def shots(self) -> ClipShots:
+        return ClipShots(self.settings, 0, self.joint, self.planes)
+
+    def join(self, segments: Sequence[Path], target: Path) -> Account:
+        """Write the film of the clip and the segments; return what became of all but the clip's pictures.
+
+        Raises:
+            NotAppendable: the container does not take the clip's packets.
+            UsageError: it does not take the clip's sound.
+        """
+        clip = clip_of(self.settings)
+        if self.joint is not None:
+            return append_segments(clip.path, segments, target, joint=self.joint, fps=Fraction(clip.fps))
+        if not self.source.is_file() or self.source.is_symlink():
+            self._encode()
+        start_s = next(stored_frames(clip.path)).time_s
+        return concat_segments([self.source, *segments], target, beside=Beside(Path(clip.path), start_s))
+
+    def kept_frames(self, film: Path, segments: Sequence[Path]) -> int | None:
+        """Return how many frames the clip has, if the film shows them and then the segments', and no others; else None.
+
+        Frames that were encoded anew with loss are counted only.
+        """
+        clip = clip_of(self.settings)
+        if clip.how == "reencode":
+            return kept_frames(film, self.source, segments)
+        return kept_frames(film, clip.path, segments, in_rgb=clip.how == "lossless" and self.planes is None)
+
+    def _encode(self) -> None:
+        """Encode the clip again."""
+        clip = clip_of(self.settings)
+        with VideoWriter(
+            self.source,
+            fps=Fraction(clip.fps),
+            width=clip.width,
+            height=clip.height,
+            time_base=TICK,
+            overwrite=True,
+            **own_encoding(self.settings, self.planes),
+        ) as writer:
+            start: Fraction | None = None
+            if self.planes is not None:
+                for stored in stored_frames(clip.path, self.planes.pix_fmt):
+                    start = stored.time_s if start is None else start
+                    writer.write_stored(stored.picture, stored.time_s - start)
+                return
+            with open_video(clip.path) as reader:
+                for frame in reader.frames():
+                    start = frame.time_s if start is None else start
+                    writer.write(frame.pixels[None], [frame.time_s - start])
+
+
+def try_joining(run: RunFolder, found: dict[str, Any]) -> ClipSettings:
+    """Join the clip to a segment of two frames as it is proposed, and return its settings with what was found.
+
+    Args:
+        found: fields of the clip's settings: how its frames are to get into the film.
+
+    Raises:
+        NotAppendable: that does not keep its frames.
+        InputError: the clip is damaged.
+        UsageError: the film's container does not take the clip's sound.
+    """
+    clip = clip_of(run.settings).model_copy(update=found)
+    assembly = Assembly.of(run, run.settings.model_copy(update={"clip": clip}))
+    shots = assembly.shots()
+    segment, joined = run.path / f"trial{run.segment_suffix}", run.path / f"trial-film{run.film.suffix}"
+    try:
+        with VideoWriter(
+            segment, fps=Fraction(clip.fps), width=clip.width, height=clip.height, overwrite=True, **shots.encoding()
+        ) as writer:
+            writer.write(torch.zeros(2, 3, clip.height, clip.width))
+        account = assembly.join([segment], joined)
+        count = assembly.kept_frames(joined, [segment])
+        if count is None:
+            raise NotAppendable("its frames would not be shown as before")
+        _check_look(clip, joined)
+        notes = _notes(clip, joined, account)
+    finally:
+        for file in (segment, joined):
+            file.unlink(missing_ok=True)
+    return clip.model_copy(update={"num_frames": count, "notes": notes})
+
+
+def frames_note(settings: FilmSettings) -> str:
+    """Return a sentence on how the clip's frames got into the film, and why so."""
+    clip = clip_of(settings)
+    if clip.how == "copy":
+        return "the clip's own frames are untouched: its packets were copied."
+    if clip.how != "lossless":
+        return f"the clip's frames were encoded again, at crf {settings.crf:g}."
+    begin = f"the clip's packets could not be copied, because {clip.why}, so its" if clip.why else "the clip's"
+    planes, suffix = planes_of(clip.path), Path(settings.film).suffix
+    codec = planes.lossless_codec(suffix)
+    if clip.planes == "own":
+        name = "FFV1" if codec == "ffv1" else "H.264 (High 4:4:4 Predictive)"
+        form = f"{name} in their own pixel format ({planes.pix_fmt})"
+    elif codec is None:
+        form = f"H.264 in RGB, since {suffix} files hold no pixels of {planes.pix_fmt} without loss"
+    else:
+        form = "H.264 in RGB"
+    return f"{begin} frames were encoded again without loss, as {form}; {_PLAYERS}, {_ELSEWHERE}."
+
+
+def _check_look(clip: ClipSettings, film: Path) -> None:
+    """Refuse a film whose pictures players would show in another shape, turn or colour than the clip's."""
+    own, whole = PyAVReader(Path(clip.path)).scan, PyAVReader(film).scan
+    if clip.how == "copy" or clip.planes == "own":
+        if own.orientation != whole.orientation:
+            raise NotAppendable("the turn of its pictures would be lost")
+        if (own.color.matrix, own.color.range) != (whole.color.matrix, whole.color.range):
+            raise NotAppendable("its colours would be read in another way")
+    if clip.how == "copy" and whole.meta.sample_aspect_ratio != Fraction(clip.pixel_aspect):
+        raise NotAppendable("the shape of its pixels would be lost")
+
+
+def _notes(clip: ClipSettings, film: Path, account: Account) -> list[str]:
+    """Return sentences on what became of all that the clip holds beside its pictures, and of what these are like."""
+    notes, kind = [], film.suffix
+    lost = [*account.left_out, *lost_facts(Path(clip.path), film)]
+    if lost:
+        notes.append(f"the film lacks of the clip, as {kind} files here do not hold it: {', '.join(lost)}.")
+    notes += [f"{text}." for text in account.changed]
+    if open_video(film).meta.sample_aspect_ratio != Fraction(clip.pixel_aspect):
+        notes.append(f"the clip's pixels are not square ({clip.pixel_aspect}), which {kind} files of FFV1 do not say.")
+    if planes_of(clip.path).is_interlaced and clip.how != "reencode":
+        notes.append("the clip is interlaced: its frames stay as they are, and the new ones are whole pictures.")
+    return notes

@@ -1,0 +1,393 @@
+"""What a file holds beside its pictures, carried into a film that begins with them.
+
+Sound, subtitles, chapters, timecode, cover pictures, attachments, data, and what is said of these and of the whole
+(languages, titles, dates, places). Packets are copied; only text subtitles are written anew where a container has its
+own kind. What the film's container does not take is named, so that nothing is lost in silence.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, cast
+
+import av
+from av.container import InputContainer, OutputContainer
+from av.packet import Packet
+from av.stream import Disposition, Stream
+from av.subtitles.subtitle import AssSubtitle, SubtitleSet
+from av.video.stream import VideoStream
+
+from latentvid.core.errors import InputError, UsageError
+from latentvid.video.container import open_container, reason, video_stream
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM})
+"""What a disk has to say, whatever is being written."""
+_MATROSKA = "matroska"
+_TEXT_SUBTITLES = {"subrip", "srt", "ass", "ssa", "webvtt", "mov_text", "text"}
+_OWN_SUBTITLES = {True: "subrip", False: "mov_text"}
+"""The text subtitles of Matroska (true) and of MP4 and MOV."""
+_STALE_TAGS = {
+    "encoder", "major_brand", "minor_version", "compatible_brands", "handler_name", "vendor_id", "timecode", "duration",
+    "bps", "number_of_frames", "number_of_bytes", "language", "creation_time", "filename", "mimetype",
+}  # fmt: skip
+_OF_THE_FILE = {"creation_time"}
+_MS = Fraction(1, 1000)
+_ASS_HEADER = (
+    b"[Script Info]\r\nScriptType: v4.00+\r\n\r\n[V4+ Styles]\r\nFormat: Name, Fontname, Fontsize, PrimaryColour, "
+    b"SecondaryColour, OutlineColour, BackColour, Bold, Italic, Underline, StrikeOut, ScaleX, ScaleY, Spacing, Angle, "
+    b"BorderStyle, Outline, Shadow, Alignment, MarginL, MarginR, MarginV, Encoding\r\nStyle: Default,Arial,16,&Hffffff,"
+    b"&Hffffff,&H0,&H0,0,0,0,0,100,100,0,0,1,1,0,2,10,10,10,0\r\n\r\n[Events]\r\nFormat: Layer, Start, End, Style, "
+    b"Name, MarginL, MarginR, MarginV, Effect, Text\r\n"
+)
+
+
+@dataclass
+class Account:
+    """What became of a clip's companions, in words that continue a sentence."""
+
+    left_out: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+
+
+def container_options(path: Path, clip: Path | None = None) -> dict[str, str]:
+    """Return the options that a film is written with; MP4 needs to be told where a clip has tags of its maker's own."""
+    options = {"fflags": "+bitexact"}
+    if path.suffix.lower() != ".mkv":
+        options["movflags"] = "+faststart"
+        if clip is not None and any(name.startswith("com.") for name in _tags_of(clip)):
+            options["movflags"] += "+use_metadata_tags"
+    return options
+
+
+class Companions:
+    """Carries what a clip holds beside its pictures into a film. Made before the film's header is written.
+
+    Args:
+        path: the clip.
+        source: the clip, open; its packets are asked for by `packets`.
+        target: the film.
+        video: the film's pictures.
+        start_s: the time in the clip that becomes the film's 0; None leaves all times as they are.
+
+    Raises:
+        UsageError: the film's container takes none of the clip's sound.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        source: InputContainer,
+        target: OutputContainer,
+        video: VideoStream,
+        start_s: Fraction | None = None,
+    ) -> None:
+        self.account = Account()
+        self._path, self._target, self._start = path, target, start_s
+        self._is_matroska = _MATROSKA in target.format.name
+        self._carriers: dict[int, _Carrier] = {}
+        own = video_stream(path, source)
+        self._add_sound(source)
+        self._add_others(source, own)
+        self._describe(source, own, video)
+
+    @property
+    def streams(self) -> list[Stream]:
+        """The clip's streams whose packets go into the film."""
+        return [carrier.source for carrier in self._carriers.values()]
+
+    def packets(self, packet: Packet) -> Iterator[Packet]:
+        """Yield what the film holds for one of the clip's packets."""
+        return self._carriers[packet.stream.index].packets(packet)
+
+    def _add_sound(self, source: InputContainer) -> None:
+        tracks = list(source.streams.audio)
+        fits = [self._takes(track) for track in tracks]
+        if tracks and not any(fits):
+            raise UsageError(
+                f"{self._path}: its sound ({_codec(tracks[0])}) does not go into this kind of file; write .mkv instead."
+            )
+        is_plain = len(tracks) == 1
+        for track, is_taken in zip(tracks, fits, strict=True):
+            if is_taken:
+                stream = self._target.add_stream_from_template(track)
+                stream.time_base = track.time_base
+                self._carry(track, stream, is_plain=is_plain, keeps_times=True)
+            else:
+                self.account.left_out.append(f"a sound track ({_words(track)})")
+
+    def _add_others(self, source: InputContainer, own: VideoStream) -> None:
+        for stream in source.streams:
+            if stream.index == own.index or stream.type == "audio":
+                continue
+            if stream.type == "subtitle":
+                self._add_subtitles(stream)
+            elif stream.type == "video" and stream.disposition & Disposition.attached_pic:
+                self._add_cover(stream)
+            elif stream.type == "video":
+                self.account.left_out.append(f"a further video track ({_words(stream)})")
+            elif stream.type == "attachment":
+                self._add_attachment(stream)
+            elif not _is_made_anew(stream, source):
+                self._add_data(stream)
+
+    def _add_subtitles(self, track: Stream) -> None:
+        name = _codec(track)
+        if self._takes(track):
+            stream = self._target.add_stream_from_template(track)
+            stream.time_base = track.time_base
+            self._carry(track, stream)
+        elif name in _TEXT_SUBTITLES:
+            to = _OWN_SUBTITLES[self._is_matroska]
+            converted = self._target.add_stream(to)
+            converted.codec_context.subtitle_header = _ASS_HEADER
+            converted.codec_context.time_base = converted.time_base = _MS
+            self._carry(track, converted, converts=True)
+            self.account.changed.append(f"its {name} subtitles are {to} in the film")
+        else:
+            self.account.left_out.append(f"subtitles ({_words(track)})")
+
+    def _add_cover(self, track: Stream) -> None:
+        if self._is_matroska:
+            data, kind = _first_packet(self._path, track.index), "png" if _codec(track) == "png" else "jpeg"
+            if data:
+                self._target.add_attachment(f"cover.{kind[:1]}{kind[-2:]}", f"image/{kind}", data)
+                return
+        elif self._takes(track):
+            stream = self._target.add_stream_from_template(track)
+            stream.time_base = track.time_base
+            self._carry(track, stream)
+            return
+        self.account.left_out.append("the cover picture")
+
+    def _add_attachment(self, track: Stream) -> None:
+        name, kind = track.metadata.get("filename", "file"), track.metadata.get("mimetype", "application/octet-stream")
+        if self._is_matroska:
+            self._target.add_attachment(name, kind, cast(Any, track).data)
+        else:
+            self.account.left_out.append(f"the attachment {_plain(name)}")
+
+    def _add_data(self, track: Stream) -> None:
+        if track.type == "data" and self._takes(track):
+            stream = self._target.add_stream_from_template(track)
+            stream.time_base = track.time_base
+            self._carry(track, stream)
+        else:
+            self.account.left_out.append(f"a data track ({_words(track)})")
+
+    def _carry(
+        self,
+        track: Stream,
+        stream: Stream,
+        *,
+        is_plain: bool = False,
+        keeps_times: bool = False,
+        converts: bool = False,
+    ) -> None:
+        _copy_tags(track, stream)
+        if not is_plain or int(track.disposition) & ~int(Disposition.default):
+            stream.disposition = track.disposition
+        start = self._start
+        if start is None and not keeps_times:
+            start = Fraction(0)
+        self._carriers[track.index] = _Carrier(self._path, track, stream, start, converts)
+
+    def _describe(self, source: InputContainer, own: VideoStream, video: VideoStream) -> None:
+        """Copy what is said of the whole, of the pictures and of the parts."""
+        _copy_tags(own, video)
+        timecode = _timecode(source)
+        if timecode:
+            rate = own.average_rate or own.guessed_rate
+            if rate:
+                video.codec_context.framerate = rate
+            if self._is_matroska or self._takes(own, timecode=timecode, rate=rate):
+                video.metadata["timecode"] = timecode
+        self._target.metadata.update(_file_tags(source, lower=not self._is_matroska))
+        chapters = source.chapters()
+        if chapters:
+            self._target.set_chapters([c for chapter in chapters if (c := self._moved(chapter))])
+
+    def _moved(self, chapter: Any) -> Any:
+        tick = chapter["time_base"]
+        shift = round((self._start or Fraction(0)) / tick)
+        start, end = max(0, chapter["start"] - shift), chapter["end"] - shift
+        return {**chapter, "start": start, "end": end} if end > 0 else None
+
+    def _takes(self, track: Stream, *, timecode: str = "", rate: Fraction | None = None) -> bool:
+        """Whether the film's container takes a track, by trying it."""
+
+        def add(scratch: OutputContainer) -> None:
+            stream = scratch.add_stream_from_template(track)
+            if timecode:
+                stream.metadata["timecode"] = timecode
+                cast(VideoStream, stream).codec_context.framerate = cast(Fraction, rate)
+
+        return _can_hold(self._target.format.name, add)
+
+
+def lost_facts(clip: Path, film: Path) -> list[str]:
+    """Return what is said in a clip of its tracks and of the whole that its film does not say, by reading both."""
+    with open_container(clip) as mine, open_container(film) as theirs:
+        lost = []
+        for kind, word in (("audio", "sound"), ("subtitle", "subtitles")):
+            own, other = ([s for s in c.streams if s.type == kind] for c in (mine, theirs))
+            if len(own) == len(other):
+                gone = [_language(a) for a, b in zip(own, other, strict=True) if _language(a) != _language(b)]
+                lost += [f"the language of {word} ({_plain(name)})" for name in gone if name]
+        if len(theirs.chapters()) < len(mine.chapters()):
+            lost.append("chapters")
+        timecode = _timecode(mine)
+        if timecode and _timecode(theirs) != timecode:
+            lost.append(f"the timecode {_plain(timecode)}")
+        tags, kept = _file_tags(mine, lower=True), _file_tags(theirs, lower=True)
+        gone = sorted(name for name in tags if name not in kept)
+        if gone:
+            lost.append(f"the tag{'s' * (len(gone) > 1)} {', '.join(_plain(name) for name in gone)}")
+        return lost
+
+
+@dataclass
+class _Carrier:
+    """Moves the packets of one track."""
+
+    path: Path
+    source: Stream
+    target: Stream
+    start_s: Fraction | None
+    converts: bool
+    last: int | None = None
+
+    def packets(self, packet: Packet) -> Iterator[Packet]:
+        if packet.size == 0:
+            return
+        if self.converts:
+            yield from self._converted(packet)
+        elif self.start_s is None:
+            if packet.dts is not None:
+                packet.stream = self.target
+                yield packet
+        elif packet.pts is not None and packet.dts is not None and self._place(packet):
+            packet.stream = self.target
+            yield packet
+
+    def _place(self, packet: Packet) -> bool:
+        """Move a packet onto the film's clock; whether it has a place there."""
+        assert packet.pts is not None
+        assert packet.dts is not None
+        assert self.start_s is not None
+        shift = round(self.start_s / packet.time_base)
+        pts, dts, length = packet.pts - shift, packet.dts - shift, packet.duration or 0
+        if pts + length <= 0 and pts < 0 and not packet.is_discard:
+            return False
+        if self.source.type == "audio":
+            if self.last is not None and dts <= self.last:
+                return False
+        elif pts < 0:
+            pts, dts, packet.duration = 0, 0, length + pts
+        if self.source.type != "audio" and self.last is not None and dts <= self.last:
+            pts = dts = self.last + 1  # lines of one moment, which not every container can hold
+        self.last, packet.pts, packet.dts = dts, pts, dts
+        return True
+
+    def _converted(self, packet: Packet) -> Iterator[Packet]:
+        if packet.pts is None or not packet.duration:
+            return
+        start, length = packet.pts * packet.time_base, packet.duration * packet.time_base
+        context = cast(Any, self.target.codec_context)
+        try:
+            lines = [cast(AssSubtitle, line) for line in packet.decode() if isinstance(line, AssSubtitle)]
+            texts = [line.ass for line in lines if line.ass]
+            for text in texts:
+                subtitle = SubtitleSet.create(text=text, start=0, end=round(length * 1000), pts=0)
+                written = context.encode_subtitle(subtitle)
+                written.time_base = _MS
+                written.pts = written.dts = round(start * 1000)
+                written.duration = round(length * 1000)
+                if self._place(written):
+                    written.stream = self.target
+                    yield written
+        except av.FFmpegError as error:
+            raise InputError(f"{self.path}: its subtitles cannot be read ({reason(error)}).") from error
+
+
+def _can_hold(form: str, add: Callable[[OutputContainer], None]) -> bool:
+    with suppress(av.FFmpegError, ValueError, NotImplementedError):
+        with av.open(io.BytesIO(), "w", format=form) as scratch:
+            add(scratch)
+            scratch.start_encoding()
+        return True
+    return False
+
+
+def _is_made_anew(track: Stream, source: InputContainer) -> bool:
+    """Whether a data track is what a container makes of chapters and timecodes, which are carried as such."""
+    if track.type != "data":
+        return False
+    is_chapters = bool(source.chapters()) and cast(Any, track).name == "bin_data" and "mov" in source.format.name
+    return is_chapters or any(name.lower() == "timecode" for name in track.metadata)
+
+
+def _copy_tags(track: Stream, stream: Stream) -> None:
+    language = _language(track)
+    if language:
+        stream.metadata["language"] = language
+    for name, value in track.metadata.items():
+        if not _is_stale(name):
+            stream.metadata[name] = value
+
+
+def _is_stale(name: str) -> bool:
+    """Whether a tag is of the file that it stands in, or of the program that wrote it."""
+    name = name.lower()
+    return name.split("-")[0] in _STALE_TAGS or name.startswith("_statistics")
+
+
+def _file_tags(source: InputContainer, *, lower: bool) -> dict[str, str]:
+    tags = {name.lower() if lower else name: value for name, value in source.metadata.items()}
+    kept = {name: value for name, value in tags.items() if not _is_stale(name) or name.lower() in _OF_THE_FILE}
+    return {name: value for name, value in kept.items() if not name.lower().startswith("location-")}
+
+
+def _tags_of(clip: Path) -> dict[str, str]:
+    with open_container(clip) as source:
+        return _file_tags(source, lower=True)
+
+
+def _timecode(source: InputContainer) -> str:
+    places: Iterable[dict[str, str]] = [source.metadata, *(stream.metadata for stream in source.streams)]
+    found = (value for place in places for name, value in place.items() if name.lower() == "timecode")
+    return next(found, "")
+
+
+def _language(track: Stream) -> str:
+    language = track.metadata.get("language", "")
+    return "" if language == "und" else language
+
+
+def _first_packet(path: Path, index: int) -> bytes:
+    with open_container(path) as source:
+        for packet in source.demux(source.streams[index]):
+            if packet.size:
+                return bytes(packet)
+    return b""
+
+
+def _codec(track: Stream) -> str:
+    if track.codec_context is None:
+        return str(getattr(track, "name", None) or "of unknown kind")
+    return str(track.codec_context.codec.canonical_name)
+
+
+def _words(track: Stream) -> str:
+    size = f"{track.codec_context.width}x{track.codec_context.height}" if track.type == "video" else ""
+    return ", ".join(part for part in (_codec(track), size, _plain(_language(track))) if part)
+
+
+def _plain(text: str) -> str:
+    """Return a file's own words fit to be printed."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:80]
