@@ -165,12 +165,19 @@ def _check_look(clip: ClipSettings, film: Path) -> None:
 def _notes(clip: ClipSettings, film: Path, account: Account) -> list[str]:
     """Return sentences on what became of all that the clip holds beside its pictures, and of what these are like."""
     notes, kind = [], film.suffix
-    lost = [*account.left_out, *lost_facts(Path(clip.path), film)]
+    lost = dict.fromkeys([*account.left_out, *lost_facts(Path(clip.path), film)])
     if lost:
-        notes.append(f"the film lacks of the clip, as {kind} files here do not hold it: {', '.join(lost)}.")
+        notes.append(
+            f"left out of the film, because {kind} files do not hold it or nothing continues it: {', '.join(lost)}."
+        )
     notes += [f"{text}." for text in account.changed]
     if open_video(film).meta.sample_aspect_ratio != Fraction(clip.pixel_aspect):
-        notes.append(f"the clip's pixels are not square ({clip.pixel_aspect}), which {kind} files of FFV1 do not say.")
-    if planes_of(clip.path).is_interlaced and clip.how != "reencode":
-        notes.append("the clip is interlaced: its frames stay as they are, and the new ones are whole pictures.")
+        notes.append(
+            f"the clip's pixels are not square ({clip.pixel_aspect}), which {kind} files of FFV1 do not say; "
+            ".mp4 files do."
+        )
+    if planes_of(clip.path).is_interlaced:
+        is_marked = planes_of(film).is_interlaced
+        marked = "its frames stay so" if is_marked else "its frames are stored as whole pictures of both fields"
+        notes.append(f"the clip is interlaced: {marked}, and the new ones are whole pictures.")
     return notes

@@ -12,6 +12,9 @@ from latentvid.video.meta import VideoMeta
 from latentvid.video.planes import stored_frames
 from latentvid.video.reader import open_video
 
+MAX_FPS = 1000
+"""The highest rate that is written."""
+
 
 def counted(clip: str | Path) -> VideoMeta:
     """Return the facts about a clip with its frames counted, by decoding it if its packets do not tell them surely.
@@ -29,6 +32,7 @@ def counted(clip: str | Path) -> VideoMeta:
     fps = meta.fps
     if len(times) != meta.num_frames and len(times) > 1:
         fps = 1 / _usual_step(times)
+        fps = fps if fps <= MAX_FPS else meta.fps  # a clock that was set back makes steps of a tick
     return replace(meta, num_frames=len(times), num_frames_source="counted", fps=fps, start_s=times[0])
 
 

@@ -46,6 +46,8 @@ class Joint:
 
     header: ParameterSets
     """The file's own."""
+    decode_times: tuple[int, ...] | None
+    """Of its packets, ticks, where it does not state them all."""
     parameter_set: int
     planes: Planes
     start_s: Fraction | None
@@ -79,13 +81,13 @@ def joint_of(clip: str | Path, out: str | Path) -> Joint:
         raise NotAppendable("its packets carry no times")
     start = None if meta.container in _OWN_CLOCK else next(reader.frames(0, 1)).time_s
     end = index.pts[-1] * meta.time_base + (index.last_duration * meta.time_base or 1 / meta.fps)
-    header, others = _parameters(clip)
+    found = _survey(clip)
     try:
-        number = header.free_number(others)
+        number = found.header.free_number(found.inside)
     except BadHeader as error:
         raise NotAppendable(str(error)) from error
     planes = replace(planes, tags=_tags_of_new(planes))
-    return Joint(header, number, planes, start, end - (start or 0))
+    return Joint(found.header, found.decode_times(), number, planes, start, end - (start or 0))
 
 
 def append_segments(
@@ -130,7 +132,7 @@ def kept_frames(
     theirs = stored_frames(out)
     start: Fraction | None = None
     count = 0
-    for mine in stored_frames(clip):
+    for mine in stored_frames(clip, None if in_rgb else planes_of(clip).pix_fmt):
         other = next(theirs, None)
         if other is None or not is_same(other, mine):
             return None
@@ -163,11 +165,11 @@ class _same_colors:  # noqa: N801 - a function that keeps its scalers
         self._to_rgb = [ToRgb(scan.color) for scan in self._scans]
 
     def __call__(self, one: StoredFrame, other: StoredFrame) -> bool:
-        pictures = [
+        first, second = (
             scan.orientation.apply(to_rgb(frame.picture, *scan.stored_size))
             for scan, to_rgb, frame in zip(self._scans, self._to_rgb, (one, other), strict=True)
-        ]
-        return np.array_equal(*pictures)
+        )
+        return np.array_equal(first, second)
 
 
 def _tags_of_new(planes: Planes) -> tuple[int, int, int, int]:
@@ -193,6 +195,7 @@ def _copy(clip: Path, segments: list[Path], target: OutputContainer, joint: Join
         video.time_base = tick
         companions = Companions(clip, source, target, video, joint.start_s)
         shift, is_begun = round((joint.start_s or 0) / tick), False
+        decode_times = iter(joint.decode_times or ())
         for packet in source.demux(own, *companions.streams):
             if packet.stream.index != own.index:
                 for other in companions.packets(packet):
@@ -201,10 +204,11 @@ def _copy(clip: Path, segments: list[Path], target: OutputContainer, joint: Join
             is_begun |= packet.is_keyframe
             if packet.size == 0 or not is_begun:  # what lies in front of the first key frame cannot be shown
                 continue
-            if packet.pts is None or packet.dts is None:
+            dts = packet.dts if joint.decode_times is None else next(decode_times)
+            if packet.pts is None or dts is None:
                 raise NotAppendable("its packets carry no times")
             copy = packet if form.is_usual else _in_usual_form(packet, form)
-            copy.pts, copy.dts = packet.pts - shift, packet.dts - shift
+            copy.pts, copy.dts = packet.pts - shift, dts - shift
             copy.stream = video
             target.mux_one(copy)
         for n, packet in enumerate(_packets(segments)):
@@ -236,22 +240,54 @@ def _header_of(path: Path) -> ParameterSets:
         return ParameterSets.read(bytes(video_stream(path, container).codec_context.extradata or b""))
 
 
-def _parameters(path: Path) -> tuple[ParameterSets, list[bytes]]:
-    """Return a file's parameter sets, and those that its packets carry besides.
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """What all packets of a file say."""
+
+    header: ParameterSets
+    inside: list[bytes]
+    """Parameter sets that packets carry."""
+    shown: list[int | None]
+    """When each packet from the first key frame on is shown, in the order of decoding, ticks."""
+    is_timed: bool
+    """Whether all of them say when they are decoded."""
+
+    def decode_times(self) -> tuple[int, ...] | None:
+        """Return decode times where the file does not state them: the show times in order, early enough for all."""
+        shown = [time for time in self.shown if time is not None]
+        if self.is_timed or len(shown) < len(self.shown):
+            return None
+        ordered = sorted(shown)
+        delay = max(due - time for due, time in zip(ordered, shown, strict=True))
+        return tuple(time - delay for time in ordered)
+
+
+def _survey(path: Path) -> _Survey:
+    """Read all packets of a file once.
 
     Raises:
-        NotAppendable: they cannot be read.
+        NotAppendable: its parameter sets cannot be read.
     """
+    inside: dict[bytes, None] = {}
+    shown: list[int | None] = []
+    is_timed, is_begun = True, False
     with open_container(path) as container:
         stream = video_stream(path, container)
         header = bytes(stream.codec_context.extradata or b"")
         form = PacketForm.of(header)
-        inside: dict[bytes, None] = {}
-        for packet in container.demux(stream):
-            if packet.size:
+        try:
+            for packet in container.demux(stream):
+                is_begun |= packet.is_keyframe
+                if packet.size == 0:
+                    continue
                 inside.update(dict.fromkeys(parameter_sets(form.units(bytes(packet)))))
+                if is_begun:
+                    shown.append(packet.pts)
+                    is_timed &= packet.dts is not None
+        except av.FFmpegError as error:
+            raise NotAppendable(f"its packets cannot all be read ({reason(error)})") from error
     try:
         sets = ParameterSets.read(header) if form.length_size else ParameterSets.of_units([*units_of(header), *inside])
     except BadHeader as error:
         raise NotAppendable(str(error)) from error
-    return sets, list(inside)
+    return _Survey(sets, list(inside), shown, is_timed)

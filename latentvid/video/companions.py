@@ -20,12 +20,14 @@ import av
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.stream import Disposition, Stream
+from av.subtitles.codeccontext import SubtitleCodecContext
 from av.subtitles.subtitle import AssSubtitle, SubtitleSet
 from av.video.stream import VideoStream
 
 from latentvid.core.errors import InputError, UsageError
 from latentvid.video.container import open_container, reason, video_stream
 
+COVER = "the cover picture"
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM})
 """What a disk has to say, whatever is being written."""
 _MATROSKA = "matroska"
@@ -34,10 +36,14 @@ _OWN_SUBTITLES = {True: "subrip", False: "mov_text"}
 """The text subtitles of Matroska (true) and of MP4 and MOV."""
 _STALE_TAGS = {
     "encoder", "major_brand", "minor_version", "compatible_brands", "handler_name", "vendor_id", "timecode", "duration",
-    "bps", "number_of_frames", "number_of_bytes", "language", "creation_time", "filename", "mimetype",
+    "bps", "name", "number_of_frames", "number_of_bytes", "language", "creation_time", "filename", "mimetype",
 }  # fmt: skip
 _OF_THE_FILE = {"creation_time"}
+_OTHER_CODE = {"deu": "ger", "nld": "dut", "ell": "gre", "isl": "ice", "zho": "chi", "ron": "rum", "fas": "per"}
+"""The codes that QuickTime's list of languages is known by, where ISO 639-2 has two."""
 _MS = Fraction(1, 1000)
+_PRIMING_S = Fraction(1, 10)
+"""How long before its first sound that is heard a decoder needs to be fed."""
 _ASS_HEADER = (
     b"[Script Info]\r\nScriptType: v4.00+\r\n\r\n[V4+ Styles]\r\nFormat: Name, Fontname, Fontsize, PrimaryColour, "
     b"SecondaryColour, OutlineColour, BackColour, Bold, Italic, Underline, StrikeOut, ScaleX, ScaleY, Spacing, Angle, "
@@ -56,12 +62,16 @@ class Account:
 
 
 def container_options(path: Path, clip: Path | None = None) -> dict[str, str]:
-    """Return the options that a film is written with; MP4 needs to be told where a clip has tags of its maker's own."""
+    """Return the options that a film is written with, which for MP4 depend on what the clip in it says."""
     options = {"fflags": "+bitexact"}
     if path.suffix.lower() != ".mkv":
         options["movflags"] = "+faststart"
-        if clip is not None and any(name.startswith("com.") for name in _tags_of(clip)):
-            options["movflags"] += "+use_metadata_tags"
+        if clip is not None:
+            with open_container(clip) as source:
+                if any(name.startswith("com.") for name in _file_tags(source, lower=True)):
+                    options["movflags"] += "+use_metadata_tags"  # those of Apple's and Android's cameras
+                if any(_title(stream) for stream in source.streams):
+                    del options["fflags"]  # with which tracks have no names
     return options
 
 
@@ -89,7 +99,7 @@ class Companions:
     ) -> None:
         self.account = Account()
         self._path, self._target, self._start = path, target, start_s
-        self._is_matroska = _MATROSKA in target.format.name
+        self._is_matroska, self._is_quicktime = _MATROSKA in target.format.name, target.format.name == "mov"
         self._carriers: dict[int, _Carrier] = {}
         own = video_stream(path, source)
         self._add_sound(source)
@@ -145,10 +155,12 @@ class Companions:
         elif name in _TEXT_SUBTITLES:
             to = _OWN_SUBTITLES[self._is_matroska]
             converted = self._target.add_stream(to)
-            converted.codec_context.subtitle_header = _ASS_HEADER
-            converted.codec_context.time_base = converted.time_base = _MS
+            context = cast(SubtitleCodecContext, converted.codec_context)
+            context.subtitle_header = _ASS_HEADER
+            context.time_base = converted.time_base = _MS
             self._carry(track, converted, converts=True)
-            self.account.changed.append(f"its {name} subtitles are {to} in the film")
+            text = f"the clip's {name} subtitles are {to} in the film"
+            self.account.changed += [text] * (text not in self.account.changed)
         else:
             self.account.left_out.append(f"subtitles ({_words(track)})")
 
@@ -163,7 +175,7 @@ class Companions:
             stream.time_base = track.time_base
             self._carry(track, stream)
             return
-        self.account.left_out.append("the cover picture")
+        self.account.left_out.append(COVER)
 
     def _add_attachment(self, track: Stream) -> None:
         name, kind = track.metadata.get("filename", "file"), track.metadata.get("mimetype", "application/octet-stream")
@@ -189,7 +201,7 @@ class Companions:
         keeps_times: bool = False,
         converts: bool = False,
     ) -> None:
-        _copy_tags(track, stream)
+        _copy_tags(track, stream, is_quicktime=self._is_quicktime)
         if not is_plain or int(track.disposition) & ~int(Disposition.default):
             stream.disposition = track.disposition
         start = self._start
@@ -199,7 +211,7 @@ class Companions:
 
     def _describe(self, source: InputContainer, own: VideoStream, video: VideoStream) -> None:
         """Copy what is said of the whole, of the pictures and of the parts."""
-        _copy_tags(own, video)
+        _copy_tags(own, video, is_quicktime=self._is_quicktime)
         timecode = _timecode(source)
         if timecode:
             rate = own.average_rate or own.guessed_rate
@@ -237,8 +249,14 @@ def lost_facts(clip: Path, film: Path) -> list[str]:
         for kind, word in (("audio", "sound"), ("subtitle", "subtitles")):
             own, other = ([s for s in c.streams if s.type == kind] for c in (mine, theirs))
             if len(own) == len(other):
-                gone = [_language(a) for a, b in zip(own, other, strict=True) if _language(a) != _language(b)]
-                lost += [f"the language of {word} ({_plain(name)})" for name in gone if name]
+                spoken = [[_OTHER_CODE.get(_language(s), _language(s)) for s in some] for some in (own, other)]
+                gone = [a for a, b in zip(*spoken, strict=True) if a and a != b]
+                lost += [f"the language of {word} ({_plain(name)})" for name in gone]
+                named = [[_title(s) for s in some] for some in (own, other)]
+                lost += [f"the name of {word} ({_plain(a)})" for a, b in zip(*named, strict=True) if a and a != b]
+        covers = [sum(bool(s.disposition & Disposition.attached_pic) for s in c.streams) for c in (mine, theirs)]
+        if covers[1] < covers[0]:
+            lost.append(COVER)
         if len(theirs.chapters()) < len(mine.chapters()):
             lost.append("chapters")
         timecode = _timecode(mine)
@@ -265,7 +283,11 @@ class _Carrier:
     def packets(self, packet: Packet) -> Iterator[Packet]:
         if packet.size == 0:
             return
-        if self.converts:
+        if self.source.disposition & Disposition.attached_pic:
+            packet.pts = packet.dts = 0
+            packet.stream = self.target
+            yield packet
+        elif self.converts:
             yield from self._converted(packet)
         elif self.start_s is None:
             if packet.dts is not None:
@@ -282,7 +304,8 @@ class _Carrier:
         assert self.start_s is not None
         shift = round(self.start_s / packet.time_base)
         pts, dts, length = packet.pts - shift, packet.dts - shift, packet.duration or 0
-        if pts + length <= 0 and pts < 0 and not packet.is_discard:
+        is_priming = packet.is_discard and pts * packet.time_base >= -_PRIMING_S
+        if pts + length <= 0 and pts < 0 and not is_priming:
             return False
         if self.source.type == "audio":
             if self.last is not None and dts <= self.last:
@@ -298,7 +321,7 @@ class _Carrier:
         if packet.pts is None or not packet.duration:
             return
         start, length = packet.pts * packet.time_base, packet.duration * packet.time_base
-        context = cast(Any, self.target.codec_context)
+        context = cast(SubtitleCodecContext, self.target.codec_context)
         try:
             lines = [cast(AssSubtitle, line) for line in packet.decode() if isinstance(line, AssSubtitle)]
             texts = [line.ass for line in lines if line.ass]
@@ -332,13 +355,15 @@ def _is_made_anew(track: Stream, source: InputContainer) -> bool:
     return is_chapters or any(name.lower() == "timecode" for name in track.metadata)
 
 
-def _copy_tags(track: Stream, stream: Stream) -> None:
+def _copy_tags(track: Stream, stream: Stream, *, is_quicktime: bool) -> None:
     language = _language(track)
     if language:
-        stream.metadata["language"] = language
+        stream.metadata["language"] = _OTHER_CODE.get(language, language) if is_quicktime else language
     for name, value in track.metadata.items():
         if not _is_stale(name):
             stream.metadata[name] = value
+    if _title(track):
+        stream.metadata["title"] = _title(track)
 
 
 def _is_stale(name: str) -> bool:
@@ -349,13 +374,10 @@ def _is_stale(name: str) -> bool:
 
 def _file_tags(source: InputContainer, *, lower: bool) -> dict[str, str]:
     tags = {name.lower() if lower else name: value for name, value in source.metadata.items()}
+    if "avi" in source.format.name:  # which calls the program that wrote it so
+        tags.pop("software", None)
     kept = {name: value for name, value in tags.items() if not _is_stale(name) or name.lower() in _OF_THE_FILE}
     return {name: value for name, value in kept.items() if not name.lower().startswith("location-")}
-
-
-def _tags_of(clip: Path) -> dict[str, str]:
-    with open_container(clip) as source:
-        return _file_tags(source, lower=True)
 
 
 def _timecode(source: InputContainer) -> str:
@@ -367,6 +389,11 @@ def _timecode(source: InputContainer) -> str:
 def _language(track: Stream) -> str:
     language = track.metadata.get("language", "")
     return "" if language == "und" else language
+
+
+def _title(track: Stream) -> str:
+    """Return a track's name, for which MP4 and Matroska have different words."""
+    return track.metadata.get("title") or track.metadata.get("name") or ""
 
 
 def _first_packet(path: Path, index: int) -> bytes:
@@ -384,7 +411,8 @@ def _codec(track: Stream) -> str:
 
 
 def _words(track: Stream) -> str:
-    size = f"{track.codec_context.width}x{track.codec_context.height}" if track.type == "video" else ""
+    context = cast(Any, track.codec_context)
+    size = f"{context.width}x{context.height}" if track.type == "video" and context is not None else ""
     return ", ".join(part for part in (_codec(track), size, _plain(_language(track))) if part)
 
 

@@ -23,8 +23,6 @@ from latentvid.video.sound import Sound, copied_sound, decode_time
 
 # The number of encoder threads changes the bytes, so it is the same on every machine.
 _THREADS = 4
-_TOP_FIRST = (2, 4)
-"""Field orders whose upper lines are shown first."""
 
 
 class Encoder(Protocol):
@@ -222,8 +220,6 @@ def _plan(settings: EncoderSettings) -> tuple[str, dict[str, str], str, Callable
         options = {"qp": "0", "preset": settings.preset}
         if planes is None or planes.pix_fmt == "rgb24":
             return "libx264rgb", options, "rgb24", FromRgb("rgb24")
-        if planes.is_interlaced:
-            options |= {"flags": "+ildct+ilme", "x264-params": f"tff={int(planes.field_order in _TOP_FIRST)}"}
         return "libx264", options, planes.pix_fmt, planes.converter()
     # H.264 can crop 4:2:0 pictures by even numbers only, so an odd size keeps its size as 4:4:4.
     is_odd = settings.width % 2 or settings.height % 2

@@ -33,7 +33,8 @@ _H264 = frozenset({
     "gray", "gray10le", "rgb24",
 })  # fmt: skip
 _FFV1_SUFFIXES = (".mkv", ".mp4")
-_PROGRESSIVE = (0, 1)
+_INTERLACED = range(2, 6)
+"""Of libavcodec's AVFieldOrder; 0 is not said, 1 is whole pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +54,8 @@ class Planes:
     orientation: Orientation
     display_matrix: tuple[int, ...] | None
     """The nine numbers of the matrix that players turn the pictures by; None where they stand upright."""
-    field_order: int
-    """0 or 1 for whole pictures, 2 to 5 where the pictures are interlaced (libavcodec's AVFieldOrder)."""
-
-    @property
-    def is_interlaced(self) -> bool:
-        return self.field_order not in _PROGRESSIVE
+    is_interlaced: bool
+    """Whether every other line is of another moment."""
 
     def converter(self) -> FromRgb:
         """Return what makes stored pictures of RGB ones."""
@@ -80,21 +77,24 @@ class Planes:
 
     def fits_h264(self) -> bool:
         """Whether H.264, as it is encoded here, holds every bit of such pictures."""
-        is_halved = self.pix_fmt.startswith(("yuv420", "yuvj420"))
-        if self.pix_fmt.startswith(("yuv422", "yuvj422")) or is_halved:
-            lines = (2 if is_halved else 1) * (2 if self.is_interlaced else 1)
-            if self.width % 2 or self.height % lines:
-                return False
-        elif self.is_interlaced and self.height % 2:
-            return False
+        if self.pix_fmt.startswith(("yuv420", "yuvj420")):
+            return self.pix_fmt in _H264 and self.width % 2 == 0 and self.height % 2 == 0
+        if self.pix_fmt.startswith(("yuv422", "yuvj422")):
+            return self.pix_fmt in _H264 and self.width % 2 == 0
         return self.pix_fmt in _H264
 
     def lossless_codec(self, suffix: str) -> str | None:
-        """Return the writer's codec that holds every bit in files of that kind, the one that plays most widely."""
-        if self.fits_h264():
-            return "h264-lossless"
+        """Return the writer's codec that holds every bit in files of that kind; None if there is none.
+
+        H.264 where it does, as more players know it. It marks no picture as interlaced here: x264 loses single values
+        of interlaced pictures (seen in 720x576 at qp 0). FFV1 does, but Matroska files of it say no pixel shape.
+        """
         names = {form.name for form in Codec("ffv1", "w").video_formats or ()}
-        return "ffv1" if self.pix_fmt in names and suffix.lower() in _FFV1_SUFFIXES else None
+        fits_ffv1 = self.pix_fmt in names and suffix.lower() in _FFV1_SUFFIXES
+        says_shape = self.sample_aspect_ratio == 1 or suffix.lower() != ".mkv"
+        if self.fits_h264() and not (self.is_interlaced and fits_ffv1 and says_shape):
+            return "h264-lossless"
+        return "ffv1" if fits_ffv1 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def planes_of(path: str | Path) -> Planes:
         )
         matrix = _display_matrix(picture)
         name = picture.format.name
-        is_interlaced = field_order not in _PROGRESSIVE or bool(picture.interlaced_frame)
+        is_interlaced = field_order in _INTERLACED or bool(picture.interlaced_frame)
         pictures.close()
     width, height = scan.stored_size
     pix_fmt = name.replace("be", "le") if name.endswith("be") else name
@@ -137,11 +137,7 @@ def planes_of(path: str | Path) -> Planes:
         tags = default_tags("rgb")
     elif pix_fmt.startswith("gray"):
         tags = (tags[0], 2, *tags[2:])  # players take grey for full range, whatever a file says
-    if is_interlaced and field_order in _PROGRESSIVE:
-        field_order = 2
-    return Planes(
-        width, height, pix_fmt, scan.color, tags, ratio, scan.orientation, matrix, field_order if is_interlaced else 0
-    )
+    return Planes(width, height, pix_fmt, scan.color, tags, ratio, scan.orientation, matrix, is_interlaced)
 
 
 def _display_matrix(picture: VideoFrame) -> tuple[int, ...] | None:
@@ -187,7 +183,7 @@ def _rows(picture: VideoFrame, index: int) -> np.ndarray:
     plane = picture.planes[index]
     depth = max(component.bits for component in picture.format.components)
     width = plane.width * (1 if depth <= 8 else 2 if depth <= 16 else 4)
-    return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, :width]
+    return np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, :width]
 
 
 class _StoredReader(PyAVReader):

@@ -96,6 +96,9 @@ def _copy(
         template = video_stream(segments[0].path, template_file)
         video: VideoStream = target.add_stream_from_template(template)
         video.time_base = segments[0].time_base
+        ratio = template.sample_aspect_ratio
+        if ratio and ratio != 1:  # which only some codecs state themselves
+            video.codec_context.sample_aspect_ratio = ratio
         if beside is not None:
             with open_container(beside.path) as source:
                 companions = Companions(beside.path, source, target, video, beside.start_s)
