@@ -39,8 +39,12 @@ _STALE_TAGS = {
     "bps", "name", "number_of_frames", "number_of_bytes", "language", "creation_time", "filename", "mimetype",
 }  # fmt: skip
 _OF_THE_FILE = {"creation_time"}
-_OTHER_CODE = {"deu": "ger", "nld": "dut", "ell": "gre", "isl": "ice", "zho": "chi", "ron": "rum", "fas": "per"}
-"""The codes that QuickTime's list of languages is known by, where ISO 639-2 has two."""
+_OTHER_CODE = {
+    "deu": "ger", "fre": "fra", "nld": "dut", "swe": "sve", "ell": "gre", "isl": "ice", "hrv": "hr ", "zho": "chi",
+    "sqi": "alb", "rum": "ron", "cze": "ces", "slo": "slk", "srp": "sr ", "mkd": "mac", "hye": "arm", "kat": "geo",
+    "bod": "tib", "mya": "bur", "msa": "may", "cym": "wel", "eus": "baq",
+}  # fmt: skip
+"""What libav calls the languages of QuickTime's list by, where ISO 639-2 has (also) another code."""
 _MS = Fraction(1, 1000)
 _PRIMING_S = Fraction(1, 10)
 """How long before its first sound that is heard a decoder needs to be fed."""

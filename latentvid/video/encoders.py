@@ -214,8 +214,10 @@ def _plan(settings: EncoderSettings) -> tuple[str, dict[str, str], str, Callable
         return "gif", {}, "pal8", _to_palette
     planes = settings.planes
     if settings.codec == "ffv1":
-        pix_fmt, convert = (planes.pix_fmt, planes.converter()) if planes else ("bgr0", FromRgb("bgr0"))
-        return "ffv1", {"level": "3", "slicecrc": "1", "slices": "4"}, pix_fmt, convert
+        options = {"level": "3", "slicecrc": "1"}
+        if planes is not None:  # whose size may not be one that can be cut into four
+            return "ffv1", options, planes.pix_fmt, planes.converter()
+        return "ffv1", {**options, "slices": "4"}, "bgr0", FromRgb("bgr0")
     if settings.codec == "h264-lossless":
         options = {"qp": "0", "preset": settings.preset}
         if planes is None or planes.pix_fmt == "rgb24":

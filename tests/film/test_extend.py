@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -19,10 +20,13 @@ from latentvid.film.extend import extend_clip, model_size
 from latentvid.film.folder import RunFolder
 from latentvid.film.generate import resume_film
 from latentvid.film.joins import joins_of_film
+from latentvid.film.make import Progress
 from latentvid.pipeline import LatentVideoPipeline
+from latentvid.video.planes import Planes
 from latentvid.video.reader import open_video
 from latentvid.video.writer import VideoWriter
 from tests.film.tiny import STEPS
+from tests.video.clips import native, planes, remuxed, same
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -153,6 +157,106 @@ def test_reencoding_on_demand(pipeline: LatentVideoPipeline, tmp_path: Path) -> 
         extend_clip(pipeline, clip, clip, num_frames=3, overwrite=True, **STEPS)
     with pytest.raises(UsageError, match="is written as"):
         extend_clip(pipeline, clip, tmp_path / "b.gif", num_frames=3, **STEPS)
+
+
+BT2020_HLG = (9, 1, 18, 9)
+
+
+@pytest.mark.parametrize(
+    ("codec", "pix_fmt", "given", "suffix", "how"),
+    [
+        ("libx264", "yuv420p", {"sample_aspect_ratio": Fraction(16, 15)}, ".mp4", "were copied"),
+        ("libx264", "yuvj420p", {"sample_aspect_ratio": Fraction(64, 45), "tags": (5, 2, 5, 5)}, ".mkv", "were copied"),
+        ("libx264", "yuv422p10le", {"tags": BT2020_HLG, "rotation": 90}, ".mov", "were copied"),
+        ("libx264", "yuv420p", {"rotation": -90, "options": {"g": "4"}}, ".mkv", "were copied"),
+        ("mpeg4", "yuv420p", {"sample_aspect_ratio": Fraction(16, 11)}, ".mp4", "its codec is mpeg4"),
+        ("prores_ks", "yuv422p10le", {"tags": (1, 1, 1, 1)}, ".mov", "its codec is prores"),
+        ("mjpeg", "yuvj422p", {"height": 31, "rotation": 180}, ".mkv", "its codec is mjpeg"),
+        ("ffv1", "yuv420p", {"width": 47, "height": 31}, ".mp4", "as FFV1 in their own pixel format (yuv420p)"),
+        ("ffv1", "gray", {}, ".mkv", "in their own pixel format (gray)"),
+    ],
+)
+def test_the_clips_own_planes_shape_colours_and_turn_stay(
+    pipeline: LatentVideoPipeline, tmp_path: Path, codec: str, pix_fmt: str, given: dict, suffix: str, how: str
+) -> None:
+    clip = native(tmp_path / ("clip.mkv" if codec == "ffv1" else "clip.mov"), codec, pix_fmt, **given)
+    out = tmp_path / f"film{suffix}"
+    report = extend_clip(pipeline, clip, out, num_frames=4, **STEPS)
+    assert how in report.notes[0]
+    assert ("FFmpeg" in report.notes[0]) == (how != "were copied")  # what plays it is said
+    form = {"gray": "gray"}.get(pix_fmt)
+    assert same(planes(clip, form), planes(out, form))
+    mine, theirs = (open_video(path).meta for path in (clip, out))
+    assert theirs.num_frames == mine.num_frames + 4
+    for name in ("sample_aspect_ratio", "rotation", "width", "height", "color_matrix", "color_range"):
+        assert getattr(mine, name) == getattr(theirs, name), name
+    with av.open(str(clip)) as a, av.open(str(out)) as b:
+        own, frames = next(a.decode(video=0)), list(b.decode(video=0))
+    if pix_fmt != "gray":
+        stated = [(f.format.name, f.width, f.height, f.color_range or 1) for f in (own, frames[-1])]
+        assert stated[0] == stated[1]
+        for tag in ("colorspace", "color_trc", "color_primaries"):
+            assert getattr(own, tag) in (2, getattr(frames[-1], tag)), tag
+
+
+def test_what_a_capture_holds_is_counted_and_errors_come_before_any_window(
+    pipeline: LatentVideoPipeline, tmp_path: Path
+) -> None:
+    options = {"g": "10", "x264-params": "bframes=2:open-gop=0:scenecut=0"}
+    whole = native(tmp_path / "whole.mp4", "libx264", "yuv420p", num_frames=34, options=options)
+    clip = remuxed(whole, tmp_path / "clip.ts", skip=7)
+    out = tmp_path / "film.mp4"
+    report = extend_clip(pipeline, clip, out, num_frames=4, **STEPS)
+    assert "were copied" in report.notes[0]
+    assert report.fps == 12
+    assert len(planes(out)) == 24 + 4
+    assert same(planes(whole)[10:], planes(out))
+    assert np.allclose(np.diff([float(t) for t in read(out)[1]]), 1 / 12, atol=1e-3)
+    assert RunFolder.open(out.with_suffix(".run")).settings.clip.num_frames == 24  # type: ignore[union-attr]
+    assert joins_of_film(out)[0] == 24
+
+    loud = tmp_path / "loud.avi"
+    with av.open(str(loud), "w") as target:
+        video, sound = target.add_stream("mjpeg", rate=12), target.add_stream("pcm_mulaw", rate=16000, layout="mono")
+        video.width, video.height, video.pix_fmt = 48, 32, "yuvj420p"
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.int16), "s16", "mono")
+        samples.sample_rate = 16000
+        target.mux(sound.encode(samples))
+        for n in range(3):
+            picture = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 9 * n, np.uint8), "rgb24")
+            target.mux(video.encode(picture))
+        target.mux(video.encode(None))
+    with pytest.raises(UsageError, match=r"its sound \(pcm_mulaw\) does not go into"):
+        extend_clip(pipeline, loud, tmp_path / "loud.mp4", num_frames=4, **STEPS)
+    assert not list((tmp_path / "loud.run" / "windows").iterdir())
+
+
+def test_runs_from_before_a_clips_own_planes_were_kept_go_on(
+    pipeline: LatentVideoPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have windows in RGB already, and records without what is known of a clip now."""
+    clip = native(tmp_path / "clip.mkv", "ffv1", "yuv420p", sample_aspect_ratio=Fraction(1))
+    out = tmp_path / "film.mp4"
+
+    def stop(at: Progress) -> None:
+        if at.window:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Planes, "lossless_codec", lambda self, suffix: None)
+        with pytest.raises(KeyboardInterrupt):
+            extend_clip(pipeline, clip, out, num_frames=16, on_progress=stop, **STEPS)
+    record = json.loads((tmp_path / "film.run" / "run.json").read_text())
+    assert record["settings"]["clip"]["planes"] == "rgb"
+    for name in ("planes", "why", "notes", "pixel_aspect"):
+        del record["settings"]["clip"][name]
+    (tmp_path / "film.run" / "run.json").write_text(json.dumps(record))
+    report = resume_film(tmp_path / "film.run", pipeline=pipeline)
+    assert report.resumed_at == 1
+    assert "as H.264 in RGB" in report.notes[0]
+    own, whole = read(clip)[0], read(out)[0]
+    assert len(whole) == 8 + 16
+    assert torch.equal(whole[:8], own)
 
 
 def test_one_frame_is_enough(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
