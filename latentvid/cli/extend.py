@@ -19,7 +19,10 @@ def run(
     prompt: Annotated[str, typer.Option("--prompt", metavar="P", help="What the continuation shows.")] = "",
     source_frames: Annotated[
         Literal["auto", "copy", "lossless", "reencode"],
-        typer.Option("--source-frames", help="How CLIP's own frames get there: auto copies packets or loses nothing."),
+        typer.Option(
+            "--source-frames",
+            help="How CLIP's own frames get there: auto copies packets, or else loses nothing.",
+        ),
     ] = "auto",
     retime: Annotated[
         Literal["blend", "repeat", "none"],
@@ -41,7 +44,8 @@ def run(
 ) -> None:
     """Continue a video by new frames.
 
-    --frames and --seconds count what is added, at CLIP's own rate. CLIP itself is never changed; its sound is kept.
+    --frames and --seconds count what is added, at CLIP's own rate. CLIP itself is never changed; its sound,
+    subtitles, chapters and so on are kept, and what the kind of film cannot hold is named.
     A film of ours whose run folder still lies beside it goes on from its latents, not from its encoded frames.
 
     \b
@@ -55,13 +59,12 @@ def run(
         raise UsageError(f"{output} is the clip itself; name another file.")
     making.check(output)
     out = making.output()
+    from latentvid.film.counted import counted
     from latentvid.film.extend import extend_clip, model_size
     from latentvid.film.folder import run_path
     from latentvid.film.timing import Timing
-    from latentvid.video.reader import open_video
 
-    with open_video(clip) as reader:
-        meta = reader.meta
+    meta = counted(clip)
     length = common.num_frames(making.frames, making.seconds, fps=meta.fps, default=1)
     pipeline, options = making.load()
     if making.dry_run:

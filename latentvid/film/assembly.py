@@ -176,7 +176,10 @@ def _notes(clip: ClipSettings, film: Path, account: Account) -> list[str]:
             f"the clip's pixels are not square ({clip.pixel_aspect}), which {kind} files of FFV1 do not say; "
             ".mp4 files do."
         )
-    if planes_of(clip.path).is_interlaced:
+    planes = planes_of(clip.path)
+    if planes.color.is_converted and (clip.how == "copy" or clip.planes == "own"):
+        notes.append("the new frames are coded as the clip is, but hold no light or colours beyond those of BT.709.")
+    if planes.is_interlaced:
         is_marked = planes_of(film).is_interlaced
         marked = "its frames stay so" if is_marked else "its frames are stored as whole pictures of both fields"
         notes.append(f"the clip is interlaced: {marked}, and the new ones are whole pictures.")

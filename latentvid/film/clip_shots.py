@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentvid.core.errors import CheckpointError
 from latentvid.extension.plan import Window
 from latentvid.film.folder import RunFolder
 from latentvid.film.handover import HandOver
 from latentvid.film.settings import ClipSettings, FilmSettings, clip_of
 from latentvid.film.timing import Timing
-from latentvid.video.append import Joint, joint_of
+from latentvid.video.append import Joint, NotAppendable, joint_of
 from latentvid.video.pixels import resize
 from latentvid.video.planes import Planes, planes_of
 
@@ -72,7 +73,10 @@ def clip_shots(run: RunFolder) -> ClipShots:
         CheckpointError: the run folder lacks what they need.
     """
     clip = clip_of(run.settings)
-    joint = joint_of(clip.path, run.film) if clip.how == "copy" else None
+    try:
+        joint = joint_of(clip.path, run.film) if clip.how == "copy" else None
+    except NotAppendable as error:  # which it could be when the run was begun
+        raise CheckpointError(f"{clip.path}: cannot be continued, because {error}; was it changed?") from error
     hand_over = HandOver.load(run.hand_over, clip.hand_over_frames) if clip.hand_over_frames else None
     return ClipShots(run.settings, int(run.record.plan["given"]), joint, own_planes(clip), hand_over)
 

@@ -272,8 +272,11 @@ def finish_extension(run: RunFolder) -> tuple[dict[str, float], list[str]]:
     """Join the clip and the new frames, and return the drift's summary and what the user should know."""
     joined = run.path / f"film{run.film.suffix}"
     segments = [run.segment(k) for k in range(run.record.num_windows) if run.segment(k).is_file()]
-    assembly = Assembly.of(run)
-    assembly.join(segments, joined)
+    try:
+        assembly = Assembly.of(run)
+        assembly.join(segments, joined)
+    except NotAppendable as error:  # which it could be when the run was begun
+        raise CheckpointError(f"{run.film}: cannot be joined to the clip, because {error}; was it changed?") from error
     if assembly.kept_frames(joined, segments) is None:
         raise CheckpointError(f"{run.film}: the clip's own frames did not survive the joining; nothing was written.")
     publish(run, joined)

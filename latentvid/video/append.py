@@ -24,6 +24,7 @@ from latentvid.video.color import ToRgb, default_tags
 from latentvid.video.companions import DISK_ERRORS, Account, Companions, container_options
 from latentvid.video.container import open_container, reason, video_stream
 from latentvid.video.h264 import BadHeader, PacketForm, ParameterSets, parameter_sets, units_of
+from latentvid.video.meta import VideoMeta
 from latentvid.video.planes import Planes, StoredFrame, planes_of, same_planes, stored_frames
 from latentvid.video.reader import PyAVReader
 
@@ -69,11 +70,7 @@ def joint_of(clip: str | Path, out: str | Path) -> Joint:
     reader = PyAVReader(clip)
     meta, index = reader.meta, reader.scan.index
     if meta.codec != "h264":
-        is_film = meta.container in _OWN_CLOCK
-        what = (
-            f"its codec is {meta.codec}" if is_film else f"it is a {meta.container.split(',')[0]} file of {meta.codec}"
-        )
-        raise NotAppendable(f"{what}, and new frames are H.264")
+        raise NotAppendable(f"{_codec_in_words(meta)}, and new frames are H.264")
     planes = planes_of(clip)
     if not planes.fits_h264():
         raise NotAppendable(f"new frames cannot be encoded with pixels of {planes.pix_fmt}")
@@ -170,6 +167,14 @@ class _same_colors:  # noqa: N801 - a function that keeps its scalers
             for scan, to_rgb, frame in zip(self._scans, self._to_rgb, (one, other), strict=True)
         )
         return np.array_equal(first, second)
+
+
+def _codec_in_words(meta: VideoMeta) -> str:
+    kind = meta.container.split(",")[0]
+    if meta.container in _OWN_CLOCK:
+        return f"its codec is {meta.codec}"
+    file = f"it is {'an' if kind[0] in 'aeio' else 'a'} {kind} file"
+    return file if meta.codec == kind else f"{file} of {meta.codec}"
 
 
 def _tags_of_new(planes: Planes) -> tuple[int, int, int, int]:
