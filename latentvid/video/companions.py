@@ -24,10 +24,10 @@ from av.subtitles.codeccontext import SubtitleCodecContext
 from av.subtitles.subtitle import AssSubtitle, SubtitleSet
 from av.video.stream import VideoStream
 
-from latentvid.core.errors import InputError, UsageError
-from latentvid.video.container import open_container, reason, video_stream
+from latentvid.core.errors import UsageError
+from latentvid.video.container import open_container, video_stream
 
-COVER = "the cover picture"
+COVER, UNREADABLE = "the cover picture", "subtitles that cannot be read"
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM})
 """What a disk has to say, whatever is being written."""
 _MATROSKA = "matroska"
@@ -90,7 +90,7 @@ class Companions:
         start_s: the time in the clip that becomes the film's 0; None leaves all times as they are.
 
     Raises:
-        UsageError: the film's container takes none of the clip's sound.
+        UsageError: the film's container takes none of the clip's sound, and Matroska might.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Companions:
     def _add_sound(self, source: InputContainer) -> None:
         tracks = list(source.streams.audio)
         fits = [self._takes(track) for track in tracks]
-        if tracks and not any(fits):
+        if tracks and not any(fits) and not self._is_matroska:
             raise UsageError(
                 f"{self._path}: its sound ({_codec(tracks[0])}) does not go into this kind of file; write .mkv instead."
             )
@@ -211,7 +211,7 @@ class Companions:
         start = self._start
         if start is None and not keeps_times:
             start = Fraction(0)
-        self._carriers[track.index] = _Carrier(self._path, track, stream, start, converts)
+        self._carriers[track.index] = _Carrier(self.account, track, stream, start, converts)
 
     def _describe(self, source: InputContainer, own: VideoStream, video: VideoStream) -> None:
         """Copy what is said of the whole, of the pictures and of the parts."""
@@ -277,7 +277,7 @@ def lost_facts(clip: Path, film: Path) -> list[str]:
 class _Carrier:
     """Moves the packets of one track."""
 
-    path: Path
+    account: Account
     source: Stream
     target: Stream
     start_s: Fraction | None
@@ -327,19 +327,20 @@ class _Carrier:
         start, length = packet.pts * packet.time_base, packet.duration * packet.time_base
         context = cast(SubtitleCodecContext, self.target.codec_context)
         try:
-            lines = [cast(AssSubtitle, line) for line in packet.decode() if isinstance(line, AssSubtitle)]
-            texts = [line.ass for line in lines if line.ass]
-            for text in texts:
-                subtitle = SubtitleSet.create(text=text, start=0, end=round(length * 1000), pts=0)
-                written = context.encode_subtitle(subtitle)
-                written.time_base = _MS
-                written.pts = written.dts = round(start * 1000)
-                written.duration = round(length * 1000)
-                if self._place(written):
-                    written.stream = self.target
-                    yield written
-        except av.FFmpegError as error:
-            raise InputError(f"{self.path}: its subtitles cannot be read ({reason(error)}).") from error
+            lines = [line.ass for line in packet.decode() if isinstance(line, AssSubtitle) and line.ass]
+            subtitles = [SubtitleSet.create(text=line, start=0, end=round(length * 1000), pts=0) for line in lines]
+            converted = [context.encode_subtitle(subtitle) for subtitle in subtitles]
+        except (av.FFmpegError, ValueError):
+            if UNREADABLE not in self.account.left_out:
+                self.account.left_out.append(UNREADABLE)
+            return
+        for written in converted:
+            written.time_base = _MS
+            written.pts = written.dts = round(start * 1000)
+            written.duration = round(length * 1000)
+            if self._place(written):
+                written.stream = self.target
+                yield written
 
 
 def _can_hold(form: str, add: Callable[[OutputContainer], None]) -> bool:
