@@ -61,7 +61,8 @@ class Assembly:
             return append_segments(clip.path, segments, target, joint=self.joint, fps=Fraction(clip.fps))
         if not self.source.is_file() or self.source.is_symlink():
             self._encode()
-        start_s = next(stored_frames(clip.path)).time_s
+        with open_video(clip.path) as reader:
+            start_s = next(iter(reader.frames(0, 1))).time_s
         return concat_segments([self.source, *segments], target, beside=Beside(Path(clip.path), start_s))
 
     def kept_frames(self, film: Path, segments: Sequence[Path]) -> int | None:

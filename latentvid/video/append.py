@@ -8,25 +8,26 @@ What follows from a file's packets is found out by trying: a caller joins it to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import av
-import numpy as np
+import torch
 from av.container import OutputContainer
 from av.packet import Packet
 
 from latentvid.core.files import atomic_path, resource_errors
-from latentvid.video.color import ToRgb, default_tags
+from latentvid.video.color import default_tags
 from latentvid.video.companions import DISK_ERRORS, Account, Companions, container_options
 from latentvid.video.container import open_container, reason, video_stream
 from latentvid.video.h264 import BadHeader, PacketForm, ParameterSets, parameter_sets, units_of
 from latentvid.video.meta import VideoMeta
-from latentvid.video.planes import Planes, StoredFrame, planes_of, same_planes, stored_frames
-from latentvid.video.reader import PyAVReader
+from latentvid.video.planes import Planes, planes_of, same_planes, stored_frames
+from latentvid.video.reader import PyAVReader, open_video
 
 TOLERANCE_S = Fraction(2, 1000)
 """The clock of some containers ticks in milliseconds."""
@@ -125,48 +126,38 @@ def kept_frames(
     Raises:
         InputError: the clip is damaged.
     """
-    is_same = _same_colors(Path(out), Path(clip)) if in_rgb else _same_values
-    theirs = stored_frames(out)
+    is_same: Callable[[Any, Any], bool] = torch.equal if in_rgb else same_planes
+    theirs = _pictures(out, in_rgb=in_rgb)
     start: Fraction | None = None
     count = 0
-    for mine in stored_frames(clip, None if in_rgb else planes_of(clip).pix_fmt):
-        other = next(theirs, None)
+    for time_s, mine in _pictures(clip, in_rgb=in_rgb, pix_fmt=None if in_rgb else planes_of(clip).pix_fmt):
+        at, other = next(theirs, (Fraction(0), None))
         if other is None or not is_same(other, mine):
             return None
-        start = other.time_s - mine.time_s if start is None else start
-        if abs(other.time_s - mine.time_s - start) > TOLERANCE_S:
+        start = at - time_s if start is None else start
+        if abs(at - time_s - start) > TOLERANCE_S:
             return None
         count += 1
     if segments:
-        new = (frame for segment in segments for frame in stored_frames(segment))
-        for frame, segment in zip_longest(theirs, new):
-            if frame is None or segment is None or not same_planes(frame.picture, segment.picture):
+        new = (picture for segment in segments for _, picture in _pictures(segment, in_rgb=in_rgb))
+        for picture, meant in zip_longest((picture for _, picture in theirs), new):
+            if picture is None or meant is None or not is_same(picture, meant):
                 return None
     return count
 
 
 def begins_with(out: str | Path, clip: str | Path) -> bool:
     """Whether `out` shows every frame of `clip` first, bit for bit and at its time."""
-    return kept_frames(out, clip) is not None or kept_frames(out, clip, in_rgb=True) is not None
+    return kept_frames(out, clip, in_rgb=True) is not None
 
 
-def _same_values(one: StoredFrame, other: StoredFrame) -> bool:
-    return same_planes(one.picture, other.picture)
-
-
-class _same_colors:  # noqa: N801 - a function that keeps its scalers
-    """Compares pictures of two files by the RGB that a reader makes of them."""
-
-    def __init__(self, one: Path, other: Path) -> None:
-        self._scans = [PyAVReader(path).scan for path in (one, other)]
-        self._to_rgb = [ToRgb(scan.color) for scan in self._scans]
-
-    def __call__(self, one: StoredFrame, other: StoredFrame) -> bool:
-        first, second = (
-            scan.orientation.apply(to_rgb(frame.picture, *scan.stored_size))
-            for scan, to_rgb, frame in zip(self._scans, self._to_rgb, (one, other), strict=True)
-        )
-        return np.array_equal(first, second)
+def _pictures(path: str | Path, *, in_rgb: bool, pix_fmt: str | None = None) -> Iterator[tuple[Fraction, Any]]:
+    """Yield the frames of a file with their times, as RGB tensors or as they are stored."""
+    if in_rgb:
+        with open_video(path) as reader:
+            yield from ((frame.time_s, frame.pixels) for frame in reader.frames())
+    else:
+        yield from ((frame.time_s, frame.picture) for frame in stored_frames(path, pix_fmt))
 
 
 def _codec_in_words(meta: VideoMeta) -> str:
