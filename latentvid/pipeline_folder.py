@@ -7,6 +7,7 @@ choose among known classes and run nothing of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +23,12 @@ from latentvid.core.config import StrictModel, validate
 from latentvid.core.errors import CheckpointError, InputError, UsageError, did_you_mean
 from latentvid.core.files import read_json
 from latentvid.core.places import find_checkpoint
-from latentvid.core.registry import Registry
 from latentvid.core.runtime import Runtime
 from latentvid.denoisers.temporal_unet import TemporalUNet
 from latentvid.extension.rules import RuleConfig
 from latentvid.noise import PRIORS
+from latentvid.sampling.schedule import REFUSED, SCHEDULERS, Spacing, build_scheduler, schedule_of
 
-SCHEDULERS = Registry(
-    "scheduler",
-    {
-        name: f"diffusers:{name}"
-        for name in (
-            "DDIMScheduler",
-            "DDPMScheduler",
-            "DPMSolverMultistepScheduler",
-            "EulerAncestralDiscreteScheduler",
-            "EulerDiscreteScheduler",
-            "FlowMatchEulerDiscreteScheduler",
-            "PNDMScheduler",
-        )
-    },
-)
 UNETS = {"TemporalUNet": TemporalUNet, "UNet2DConditionModel": UNet2DConditionModel}
 LARGEST_WINDOW = 4096
 
@@ -64,7 +50,9 @@ def load_components(
         "unet": _component(folder, index, "unet", tuple(UNETS), _unet),
         "text_encoder": _component(folder, index, "text_encoder", ("CLIPTextModel",), _text_encoder),
         "tokenizer": _component(folder, index, "tokenizer", ("CLIPTokenizer", "CLIPTokenizerFast"), _tokenizer),
-        "scheduler": _component(folder, index, "scheduler", SCHEDULERS.kinds(), _scheduler),
+        "scheduler": _component(
+            folder, index, "scheduler", (*SCHEDULERS, *REFUSED), partial(_scheduler, spacing=settings["spacing"])
+        ),
         "noise_prior": _noise_prior(folder, index),
     }
     return components, settings
@@ -74,6 +62,7 @@ class _Settings(StrictModel):
     num_frames: int = Field(16, ge=1, le=LARGEST_WINDOW)
     fps: float = Field(8.0, gt=0, le=1000)
     overlap_rule: RuleConfig | None = None
+    spacing: Spacing = "even"
 
 
 def _settings(folder: Path, index: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +71,8 @@ def _settings(folder: Path, index: dict[str, Any]) -> dict[str, Any]:
         validate(given, _Settings, source=folder / "model_index.json")
     except UsageError as error:
         raise CheckpointError(str(error)) from error
-    return given
+    is_ours = index.get("_class_name") == "LatentVideoPipeline"
+    return {"spacing": "even" if is_ours else "scheduler"} | given
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -147,8 +137,10 @@ def _tokenizer(name: str, place: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(place, local_files_only=True)
 
 
-def _scheduler(name: str, place: Path) -> Any:
-    return SCHEDULERS.get(name).from_pretrained(place, local_files_only=True)
+def _scheduler(name: str, place: Path, *, spacing: Spacing) -> Any:
+    scheduler = build_scheduler(name, read_json(place / "scheduler_config.json"))
+    schedule_of(scheduler, spacing)  # what cannot be read is refused here
+    return scheduler
 
 
 def _noise_prior(folder: Path, index: dict[str, Any]) -> Any:

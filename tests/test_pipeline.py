@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from latentvid import LatentVideoPipeline
 from latentvid.autoencoders.image import ImageAutoencoder
 from latentvid.autoencoders.temporal import TemporalAutoencoder
-from latentvid.core.errors import CheckpointError, UsageError
+from latentvid.core.errors import CheckpointError, ResourceError, UsageError
 from latentvid.core.runtime import resolve_runtime
+from latentvid.denoisers.text import embed, warn_of_long_prompts
 from latentvid.sampling import SOLVERS
 from tests.factories import TEXT_WIDTH, image_unet, pipeline, text_parts, vae_kl, vae_tiny
 
@@ -110,14 +113,146 @@ def test_a_clip_depends_on_its_own_seed_and_prompt_only(pipe: LatentVideoPipelin
     assert not torch.allclose(frames(pipe, "stars", guidance_scale=5.0), frames(pipe, guidance_scale=5.0), atol=1e-3)
 
 
-def test_generators_are_seeds(pipe: LatentVideoPipeline) -> None:
-    expected = frames(pipe, [PROMPT, PROMPT], generator=[5, 6])
+def test_generators_are_seeds_and_make_another_clip_when_used_again(pipe: LatentVideoPipeline) -> None:
+    expected, both = frames(pipe, [PROMPT, PROMPT], generator=[5, 6]), [PROMPT, PROMPT]
+    for seed in (5, np.int64(5), np.uint8(5), np.array(5), torch.tensor(5), np.array([5, 6]), torch.tensor([5, 6])):
+        assert torch.equal(frames(pipe, both, generator=seed), expected)
+    generators = [torch.Generator().manual_seed(5) for _ in range(2)]
+    first, again = ([frames(pipe, both, generator=generator) for _ in range(2)] for generator in generators)
+    assert torch.equal(first[0], expected)
+    assert not torch.allclose(first[1], first[0], atol=1e-2)
+    assert all(map(torch.equal, first, again))
     generator = torch.Generator().manual_seed(5)
-    assert torch.equal(frames(pipe, [PROMPT, PROMPT], generator=5), expected)
-    assert torch.equal(frames(pipe, [PROMPT, PROMPT], generator=generator), expected)
-    assert torch.equal(frames(pipe, [PROMPT, PROMPT], generator=generator), expected)
-    with pytest.raises(UsageError, match="3 generators for 2 prompts"):
-        pipe([PROMPT, PROMPT], generator=[1, 2, 3])
+    torch.rand(1, generator=generator)
+    assert not torch.allclose(frames(pipe, both, generator=generator), expected, atol=1e-2)
+    one = torch.Generator().manual_seed(5)
+    found = pipe(both, generator=[one, one], output_type="pt", **FEW)
+    assert torch.equal(found.frames[0], expected[0])
+    assert found.seeds[1] not in (5, 6)
+    for given, sentence in (
+        ([1, 2, 3], "3 generators for 2 prompts"),
+        (7.5, "generator=7.5 is no integer"),
+        ("7", "generator='7' is no integer"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            pipe(both, generator=given)
+
+
+def test_a_drawn_seed_is_told_and_repeats_the_clips(pipe: LatentVideoPipeline) -> None:
+    first, second = (pipe([PROMPT, "stars"], generator=None, output_type="pt", **FEW) for _ in range(2))
+    assert first.seed != second.seed
+    assert pipe.seeds == second.seeds
+    assert len(set(first.seeds)) == 2
+    for generator in (first.seed, first.seeds):
+        assert torch.equal(frames(pipe, [PROMPT, "stars"], generator=generator), first.frames)
+    torch.manual_seed(3)
+    once = frames(pipe, generator=None)
+    torch.manual_seed(3)
+    assert torch.equal(frames(pipe, generator=None), once)
+    streamed = torch.cat(list(pipe.stream(PROMPT, generator=None, negative_prompt=None, **FEW)))
+    assert torch.equal(frames(pipe, generator=pipe.seeds)[0], streamed.add(1).div(2).clamp(0, 1))
+
+
+def test_every_way_to_say_a_call_makes_the_same_frames(pipe: LatentVideoPipeline) -> None:
+    """The figures are those from before diffusers' arguments, and the drift guard, were taken."""
+    usual: dict[str, Any] = {"num_frames": 8, "generator": 3, "output_type": "latent", "drift_guard": "off"}
+    expected = frames(pipe, **usual)
+    assert float(expected.double().mean()) == pytest.approx(-0.0589774, abs=1e-4)
+    assert float(expected.double().std()) == pytest.approx(1.0459834, abs=1e-4)
+    sampling = pipe.sampling(seeds=3, **FEW)
+    noise = pipe.noise_prior.sample(sampling.latent, rng=sampling.rng, first_frame=0)
+    seen: list[tuple[int, float, list[int]]] = []
+
+    def look(given: Any, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert given is pipe
+        seen.append((step, float(timestep), [*tensors["latents"].shape, *tensors["prompt_embeds"].shape]))
+        return tensors
+
+    shown = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    for more in (
+        {"negative_prompt": None},
+        {"negative_prompt": [""]},
+        {"num_videos_per_prompt": 1, "generator": torch.Generator().manual_seed(3)},
+        {"latents": noise},
+        {"latents": noise.double(), "generator": torch.tensor([3])},
+        {"prompt": None, "prompt_embeds": pipe.prompt_embeddings([PROMPT])},
+        {"negative_prompt_embeds": pipe.prompt_embeddings([""]), "guidance_scale": 3.0},
+        {"callback_on_step_end": look, "callback_on_step_end_tensor_inputs": shown},
+        {"callback_on_step_end": lambda *_: None},
+        {"height": np.int64(8), "width": torch.tensor(8), "num_frames": np.int32(8), "on_call": lambda *_: None},
+        {"num_inference_steps": np.int64(2)},
+    ):
+        arguments: dict[str, Any] = {"prompt": PROMPT, **FEW, **usual, **more}
+        assert torch.equal(pipe(**arguments).frames, expected), more
+    found = pipe(PROMPT, return_dict=False, **FEW, **usual)
+    assert isinstance(found, tuple)
+    assert len(found) == 1
+    assert torch.equal(found[0], expected)
+    steps = pipe.schedule.levels(2).timestep.tolist()[:2]
+    assert seen == 2 * [(k, steps[k], [1, 3, 6, 4, 4, 1, 12, TEXT_WIDTH]) for k in range(2)]
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "dpmpp_2m", "ancestral"])
+def test_a_callback_sees_the_clean_end_and_may_replace_it(solver: str, pipe: LatentVideoPipeline) -> None:
+    def paint(_: Any, step: int, __: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"latents": torch.full_like(tensors["latents"], step)}
+
+    assert (frames(pipe, solver=solver, callback_on_step_end=paint, output_type="latent") == 1).all()
+    changed = lambda *_: {"prompt_embeds": torch.zeros(1)}  # noqa: E731
+    for callback, names, sentence in (
+        (paint, ["image_embeds"], "'image_embeds' is not known"),
+        (changed, ["latents", "prompt_embeds"], "can change the latents only"),
+        (lambda *_: {"latents": torch.zeros(2)}, ["latents"], "must return latents of"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            frames(pipe, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names)
+
+
+def test_several_clips_of_each_prompt(pipe: LatentVideoPipeline) -> None:
+    four = frames(pipe, [PROMPT, "stars"], num_videos_per_prompt=2, generator=[1, 2, 3, 4], negative_prompt=["a", "b"])
+    each = [(PROMPT, 1, "a"), (PROMPT, 2, "a"), ("stars", 3, "b"), ("stars", 4, "b")]
+    for found, (prompt, seed, negative) in zip(four, each, strict=True):
+        alone = frames(pipe, prompt, generator=seed, negative_prompt=negative)[0]
+        torch.testing.assert_close(found, alone, atol=1e-5, rtol=0)
+    embeds = {
+        f"{name}prompt_embeds": pipe.prompt_embeddings([text]) for name, text in (("", PROMPT), ("negative_", "a"))
+    }
+    by_embeddings = frames(pipe, None, num_videos_per_prompt=2, generator=[1, 2], **embeds)
+    torch.testing.assert_close(by_embeddings, four[:2], atol=1e-5, rtol=0)
+
+
+def test_prompts_that_are_cut_off_are_told(pipe: LatentVideoPipeline) -> None:
+    long = "clouds drift left over hills at dusk and then it SNOWS on Jörg"
+    for make in (
+        lambda: frames(pipe, long, num_frames=9),
+        lambda: frames(pipe, ["a", long], num_frames=9),
+        lambda: list(pipe.stream(long, num_frames=9, **FEW)),
+        lambda: pipe.prompt_embeddings([long, long]),
+        lambda: frames(pipe, "a", negative_prompt=long),
+    ):
+        with pytest.warns(UserWarning, match=r"prompt is longer than the 12 tokens .*SNOWS on Jörg'") as told:
+            make()
+        assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frames(pipe, "a", negative_prompt="sky")
+    with pytest.raises(UsageError, match="no text"):
+        frames(pipe, "caf\udce9")
+
+
+@pytest.mark.parametrize(("tokens", "positions"), [(10**30, 12), (12, 9), (9, 12)])
+def test_the_shorter_of_tokenizer_and_text_encoder_counts(tokens: int, positions: int) -> None:
+    tokenizer, _ = text_parts()
+    tokenizer.model_max_length = tokens
+    encoder = CLIPTextModel(
+        CLIPTextConfig(**{**text_parts()[1].config.to_dict(), "max_position_embeddings": positions})
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_long_prompts(tokenizer, encoder, [("prompt", "a b c d e f g"[: 2 * min(tokens, positions) - 5])])
+    with pytest.warns(UserWarning, match=f"{min(tokens, positions)} tokens .*'k l'"):
+        warn_of_long_prompts(tokenizer, encoder, [("prompt", f"{'a ' * (min(tokens, positions) - 2)} k l")])
+    assert embed(tokenizer, encoder, ["a b c"]).shape == (1, min(tokens, positions), TEXT_WIDTH)
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun", "dpmpp_2m", "ancestral"])
@@ -142,6 +277,12 @@ def test_every_solver_makes_frames_and_tells_its_calls(solver: str, pipe: Latent
         ({"solver": "eulr"}, "did you mean 'euler'"),
         ({"rule": {"kind": "reuse", "overlap": 6}}, "overlap=6 must be smaller than the window of 6"),
         ({"rule": {"kind": "refuse"}}, "did you mean 'reuse'"),
+        ({"guidance_scal": 3}, "takes no 'guidance_scal'; did you mean 'guidance_scale'"),
+        ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
+        ({"negative_prompt": 3}, "negative_prompt must be a text"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps=2.5 is no integer"),
+        ({"num_frames": 2.5}, "num_frames=2.5 is no integer"),
+        ({"height": "8"}, "height='8' is no integer"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused(
@@ -151,6 +292,30 @@ def test_arguments_that_cannot_be_are_refused(
         pipe(PROMPT, **arguments)
     with pytest.raises(UsageError, match=sentence):
         next(pipe.stream(PROMPT, **arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"prompt_embeds": torch.zeros(1, 12, TEXT_WIDTH)}, "one of the two"),
+        ({"prompt": None}, "one of the two"),
+        ({"prompt": []}, "prompt must be a text"),
+        ({"prompt": 3}, "prompt must be a text"),
+        ({"prompt": None, "prompt_embeds": torch.zeros(1, 12, 3)}, rf"tensor \[b l {TEXT_WIDTH}\]"),
+        ({"prompt": None, "prompt_embeds": torch.zeros(1, 7, TEXT_WIDTH)}, "must have one shape"),
+        ({"negative_prompt_embeds": torch.zeros(2, 12, TEXT_WIDTH)}, "are of 2 prompts"),
+        ({"negative_prompt_embeds": torch.zeros(1, 12, TEXT_WIDTH), "negative_prompt": "a"}, "give one"),
+        ({"num_videos_per_prompt": 0}, "at least 1"),
+        ({"num_videos_per_prompt": 1.5}, "no integer"),
+        ({"latents": torch.zeros(1, 3, 6, 4, 5)}, r"tensor \[b c t h w\] of \[1, 3, 6, 4, 4\]"),
+        ({"latents": torch.full((1, 3, 6, 4, 4), torch.nan)}, "not finite"),
+    ],
+)
+def test_arguments_of_diffusers_that_cannot_be_are_refused(
+    arguments: dict[str, Any], sentence: str, pipe: LatentVideoPipeline
+) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        pipe(**{"prompt": PROMPT, **FEW, **arguments})
 
 
 def test_more_steps_than_were_trained_are_refused() -> None:
@@ -213,6 +378,31 @@ def test_a_folder_of_an_image_pipeline_makes_films_of_images(scheduler: Any, tmp
     with torch.no_grad():
         alone = SOLVERS.get("euler")()(setting.denoise, x, setting.levels)
     torch.testing.assert_close(latents[:, :, 3:], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_steps_are_spaced_as_the_model_was_made_for(folder: Path, tmp_path: Path) -> None:
+    """Foreign folders as diffusers spaces them, folders of this package evenly, and both so after they are saved."""
+    scheduler = PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1)
+    foreign = LatentVideoPipeline.from_pretrained(stable_diffusion(tmp_path / "foreign", scheduler))
+    scheduler.set_timesteps(4)
+    levels = foreign.setting(foreign.sampling(num_inference_steps=4), [PROMPT]).levels
+    assert levels.timestep.tolist() == [*scheduler.timesteps.unique().flip(0).tolist(), 0]
+    foreign.save_pretrained(tmp_path / "saved")
+    again = LatentVideoPipeline.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again.schedule.levels(4).sigma, levels.sigma)
+
+    old = Path(shutil.copytree(folder, tmp_path / "old"))
+    edit_index(old, spacing=...)  # as folders were before the index said it
+    even = [1, 0.75, 0.5, 0.25, 0]
+    for place, shift in ((folder, 2.0), (old, 2.0)):
+        own = LatentVideoPipeline.from_pretrained(place)
+        assert own.schedule.levels(4).sigma.tolist() == [shift * s / (1 + (shift - 1) * s) for s in even]
+    edit_index(old, spacing="odd")
+    with pytest.raises(CheckpointError, match="spacing"):
+        LatentVideoPipeline.from_pretrained(old)
+    edit_index(old, spacing="scheduler", scheduler=["diffusers", "LCMScheduler"])
+    with pytest.raises(CheckpointError, match="LCMScheduler cannot be used"):
+        LatentVideoPipeline.from_pretrained(old)
 
 
 @pytest.fixture
@@ -323,8 +513,14 @@ def test_what_is_no_pipeline_is_told(tmp_path: Path, folder: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing", folder / "unet"):
         with pytest.raises(CheckpointError):
             LatentVideoPipeline.from_pretrained(path)
-    with pytest.raises(UsageError, match="not torch_dtype"):
-        LatentVideoPipeline.from_pretrained(folder, torch_dtype=torch.float16)
+    for arguments, sentence in (
+        ({"torch_dtype": torch.int8}, "is not computed in"),
+        ({"torch_dtype": torch.float16, "runtime": resolve_runtime("cpu")}, "give one"),
+        ({"use_safetensors": False}, "takes no 'use_safetensors'"),
+        ({"safety_checker": None}, "takes no 'safety_checker'"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            LatentVideoPipeline.from_pretrained(folder, **arguments)
 
 
 def test_half_precision_makes_nearly_the_same_film(folder: Path, pipe: LatentVideoPipeline) -> None:
@@ -333,6 +529,57 @@ def test_half_precision_makes_nearly_the_same_film(folder: Path, pipe: LatentVid
     found = frames(half, num_frames=9)
     assert found.dtype == torch.float32
     assert (found - frames(pipe, num_frames=9)).abs().mean() < 0.05
+
+
+def test_number_formats_and_places_as_diffusers_names_them(folder: Path, pipe: LatentVideoPipeline) -> None:
+    space = pipe.autoencoder.latent_space()
+    expected = frames(LatentVideoPipeline.from_pretrained(folder, runtime=resolve_runtime("cpu", "bf16")))
+    whole = {"use_safetensors": True, "local_files_only": True}
+    for half in (
+        LatentVideoPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16, **whole),
+        LatentVideoPipeline.from_pretrained(folder, dtype="bfloat16"),
+        LatentVideoPipeline.from_pretrained(folder).to("cpu", torch.bfloat16),
+        LatentVideoPipeline.from_pretrained(folder, torch_dtype="auto").to(dtype=torch.bfloat16),
+    ):
+        assert {half.unet.dtype, half.vae.dtype, half.text_encoder.dtype} == {torch.bfloat16}
+        assert half.autoencoder.latent_space() == space
+        torch.testing.assert_close(frames(half), expected, atol=1e-6, rtol=0)
+    half = LatentVideoPipeline.from_pretrained(folder, torch_dtype=torch.float16)
+    assert half.unet.dtype is torch.float16
+    assert half.vae.dtype is torch.float32  # its config says that it overflows
+    assert half.config.vae == pipe.config.vae
+    before = pipe.vae.state_dict()
+    assert all(torch.equal(value, before[key]) for key, value in half.vae.state_dict().items())
+
+
+def test_networks_that_wait_elsewhere_make_the_same_frames(pipe: LatentVideoPipeline, folder: Path) -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(ResourceError, match="needs an accelerator"):
+            LatentVideoPipeline.from_pretrained(folder).enable_model_cpu_offload()
+    for make in (lambda: LatentVideoPipeline.from_pretrained(folder), lambda: pipeline(vae=vae_kl())):
+        loaded = make()
+        expected = frames(loaded, num_frames=9)
+        loaded.enable_model_cpu_offload(device="cpu")
+        for _ in range(2):  # the hooks come back after a call
+            assert torch.equal(frames(loaded, num_frames=9), expected)
+            assert torch.equal(torch.cat(list(loaded.stream(PROMPT, num_frames=9, **FEW))).add(1).div(2), expected[0])
+        assert str(loaded.compute_device) == "cpu:0"
+    with pytest.raises(UsageError, match="enable_model_cpu_offload"):
+        pipe.enable_sequential_cpu_offload()
+
+
+def test_the_bar_counts_denoiser_calls(pipe: LatentVideoPipeline, capfd: pytest.CaptureFixture[str]) -> None:
+    frames(pipe, num_frames=8)
+    assert "4/4" in capfd.readouterr().err  # two steps of two windows
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        frames(pipe)
+        assert not capfd.readouterr().err
+        pipe.set_progress_bar_config()
+        frames(pipe, "a", on_call=lambda *_: None)
+        assert not capfd.readouterr().err
+    finally:
+        pipe.set_progress_bar_config()
 
 
 def test_neither_batch_nor_threads_change_a_film(pipe: LatentVideoPipeline) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from latentvid.autoencoders.base import BaseAutoencoder
 from latentvid.autoencoders.codec import OnFrames, encode_file
 from latentvid.autoencoders.latent_file import LatentFile, Precision
 from latentvid.core.errors import CheckpointError, LatentVidError, ResourceError, UsageError
-from latentvid.core.files import sha256_of
 from latentvid.core.shapes import VideoShape
+from latentvid.video.numbered import clip_bytes, clip_exists, clip_sha256, numbered_pictures
 from latentvid.video.reader import open_video
+from latentvid.video.scan import DEINTERLACED, INTERLACED
 
 Job = tuple[Path, Path]
 """A clip, and the latent file that it becomes."""
@@ -28,6 +30,9 @@ class EncodeSettings:
     """Frames from the first on; 0 for all."""
     allow_truncated: bool = False
     """Encode what can be read of clips that break off."""
+    fps: Fraction | None = None
+    """Of numbered pictures and of streams that state no rate."""
+    deinterlace: bool = False
 
 
 def encode_files(
@@ -50,7 +55,7 @@ def encode_files(
     space = autoencoder.latent_space()
     for source, target in jobs:
         try:
-            if not overwrite and target.is_file() and source.is_file():
+            if not overwrite and target.is_file() and clip_exists(source):
                 yield _skipped(space, source, target, settings)
                 continue
             done = encode_file(
@@ -60,6 +65,8 @@ def encode_files(
                 precision=settings.precision,
                 max_frames=settings.max_frames,
                 allow_truncated=settings.allow_truncated,
+                fps=settings.fps,
+                deinterlace=settings.deinterlace,
                 overwrite=overwrite,
                 on_frames=on_frames,
             )
@@ -89,8 +96,12 @@ def difference(latent_space: str, source: Path, target: Path, settings: EncodeSe
         return f"it was made with --max-frames {meta.max_frames}" if meta.max_frames else "it holds the whole clip"
     if meta.is_truncated and not settings.allow_truncated:
         return "it was made of a clip that breaks off"
+    if settings.fps is not None and meta.fps != settings.fps and numbered_pictures(source) is not None:
+        return f"it was made at {float(meta.fps):g} frames per second"
+    if (INTERLACED if settings.deinterlace else DEINTERLACED) in meta.source_notes:
+        return f"it was made {'without' if settings.deinterlace else 'with'} --deinterlace"
     # The size first: it costs no reading. Files of older versions do not say it.
-    is_same = meta.source_bytes in (0, source.stat().st_size) and meta.source_sha256 == sha256_of(source)
+    is_same = meta.source_bytes in (0, clip_bytes(source)) and meta.source_sha256 == clip_sha256(source)
     return None if is_same else "it was made of another clip"
 
 
@@ -104,7 +115,7 @@ def plan_encode(
     """
     settings = settings or EncodeSettings()
     try:
-        with open_video(source) as reader:
+        with open_video(source, fps=settings.fps, deinterlace=settings.deinterlace) as reader:
             meta = reader.meta
     except LatentVidError as error:
         return failure(source, error)

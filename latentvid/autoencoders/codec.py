@@ -15,8 +15,8 @@ from torch import Tensor
 from latentvid.autoencoders.base import BaseAutoencoder, first_frames
 from latentvid.autoencoders.latent_file import LatentFile, LatentWriter, Precision, describe
 from latentvid.core.errors import InputError
-from latentvid.core.files import sha256_of
 from latentvid.video.frame import Frame
+from latentvid.video.numbered import clip_bytes, clip_exists, clip_sha256, numbered_pictures
 from latentvid.video.pixels import frames_to_tensor
 from latentvid.video.reader import open_video
 from latentvid.video.sound import Sound, has_sound, picture_start
@@ -36,6 +36,8 @@ def encode_file(
     precision: Precision = "fp32",
     max_frames: int = 0,
     allow_truncated: bool = False,
+    fps: Fraction | None = None,
+    deinterlace: bool = False,
     overwrite: bool = False,
     on_frames: OnFrames | None = None,
 ) -> dict[str, Any]:
@@ -43,6 +45,8 @@ def encode_file(
 
     Args:
         max_frames: encode only so many frames, from the first on; 0 for all.
+        fps: the rate of numbered pictures and of streams that state none.
+        deinterlace: take apart the fields of interlaced pictures first.
 
     Raises:
         InputError: the clip cannot be read, or breaks off (without `allow_truncated`).
@@ -50,7 +54,7 @@ def encode_file(
         ResourceError: one frame does not fit into the autoencoder's `max_memory`, or the disk is full.
     """
     source, target = Path(source), Path(target)
-    with open_video(source, allow_truncated=allow_truncated) as reader:
+    with open_video(source, allow_truncated=allow_truncated, fps=fps, deinterlace=deinterlace) as reader:
         meta = reader.meta
         about = describe(
             autoencoder,
@@ -61,8 +65,8 @@ def encode_file(
             color_range=meta.color_range,
             color_matrix=meta.color_matrix,
             source_name=source.name,
-            source_sha256=sha256_of(source),
-            source_bytes=source.stat().st_size,
+            source_sha256=clip_sha256(source),
+            source_bytes=clip_bytes(source),
             source_path=_seen_from(target.parent, source),
             sample_aspect_ratio=meta.sample_aspect_ratio,
             max_frames=max_frames,
@@ -110,6 +114,8 @@ def decode_file(
         InputError: the file with the sound cannot be read.
         UsageError: the target exists (without `overwrite`), or cannot hold such a video or sound.
     """
+    if audio_from is not None and numbered_pictures(audio_from) is not None:
+        audio_from = None  # they have no sound
     latents = LatentFile(source)
     latents.check_fits(autoencoder, any_vae=any_vae)
     latents.verify()
@@ -151,12 +157,12 @@ def recorded_source(latents: LatentFile) -> Path:
     if not meta.source_name:
         raise InputError(f"{latents.path} was made of no clip whose sound could be copied; name a file with sound.")
     places = [latents.path.parent / (meta.source_path or meta.source_name), latents.path.parent / meta.source_name]
-    found = next((place for place in places if place.is_file()), None)
+    found = next((place for place in places if clip_exists(place)), None)
     if found is None:
         raise InputError(
             f"{places[0]}, the clip that {latents.path.name} was made of, is gone; name a file with sound."
         )
-    if sha256_of(found) != meta.source_sha256:
+    if clip_sha256(found) != meta.source_sha256:
         raise InputError(f"{found} has changed since {latents.path.name} was made of it; name a file with sound.")
     return found
 

@@ -11,6 +11,7 @@ import typer
 from latentvid.core.errors import UsageError
 from latentvid.core.files import check_output
 from latentvid.core.memory import parse_bytes
+from latentvid.video.rate import parse_rate
 
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="K", help="The noise is a function of this number.")]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option("--device", help="Where to compute.")]
@@ -67,6 +68,23 @@ Guidance = Annotated[
 ContactSheet = Annotated[
     Path | None, typer.Option("--contact-sheet", metavar="PNG", help="Also write evenly spaced frames as one picture.")
 ]
+_FILES = frozenset({
+    ".pt", ".pth", ".ckpt", ".bin", ".npy", ".npz", ".latent", ".safetensors", ".json", ".jsonl", ".csv", ".txt",
+    ".yaml", ".yml", ".tar", ".zip", ".gz", ".wav", ".mp3", ".m4a", ".aac", ".flac", ".ogg", ".opus",
+})  # fmt: skip
+Fps = Annotated[
+    Fraction | None,
+    typer.Option(
+        "--fps",
+        metavar="R",
+        parser=parse_rate,
+        help="Frames per second of numbered pictures (a folder of nothing else, or frame_%04d.png) and of streams that "
+        "state none.",
+    ),
+]
+Deinterlace = Annotated[
+    bool, typer.Option("--deinterlace", help="Take apart the two fields of interlaced pictures (bwdif).")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last saved state.")]
 
 
@@ -93,6 +111,28 @@ def num_frames(frames: int | None, seconds: float | None, *, fps: Fraction, defa
     if frames is not None:
         return frames
     return default if seconds is None else max(1, round(seconds * fps))
+
+
+def check_folder_name(folder: Path, flag: str, advice: str) -> None:
+    """Refuse a name for a new folder that is a file's, before anything is computed.
+
+    Args:
+        flag: that it was given by.
+        advice: what to give instead.
+
+    Raises:
+        UsageError: as above, or there is such a file.
+    """
+    from latentvid.video.footage import STILL_SUFFIXES, VIDEO_SUFFIXES
+
+    if folder.is_dir():
+        return
+    kinds = {"a video": VIDEO_SUFFIXES, "a picture": STILL_SUFFIXES, "a file": _FILES}
+    kind = next((kind for kind, suffixes in kinds.items() if folder.suffix.lower() in suffixes), None)
+    if folder.exists():
+        raise UsageError(f"{flag} {folder} is a file; {advice}.")
+    if kind is not None:
+        raise UsageError(f"{flag} {folder} looks like {kind}; {advice}.")
 
 
 def check_output_pair(output: Path, sheet: Path | None, *, overwrite: bool) -> None:

@@ -19,6 +19,8 @@ def run(
         int | None,
         typer.Option("--every", min=1, metavar="N", help="Windows join every N frames."),
     ] = None,
+    fps: common.Fps = None,
+    deinterlace: common.Deinterlace = False,
     overwrite: common.Overwrite = False,
     quiet: common.Quiet = False,
     json: common.Json = False,
@@ -44,7 +46,10 @@ def run(
     from latentvid.video.pixels import to_float
     from latentvid.video.reader import open_video
 
-    with open_video(clip) as reader, out.progress("measuring", reader.meta.num_frames) as advance:
+    with (
+        open_video(clip, fps=fps, deinterlace=deinterlace) as reader,
+        out.progress("measuring", reader.meta.num_frames) as advance,
+    ):
         drift = Drift(every=every, joins=[] if every else joins_of_film(clip))
         for frame in reader.frames():
             drift.update(to_float(frame.pixels[None]))

@@ -7,7 +7,9 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from fractions import Fraction
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -53,6 +55,8 @@ def run(
     allow_truncated: Annotated[
         bool, typer.Option("--allow-truncated", help="Use what can be read of clips that break off.")
     ] = False,
+    fps: common.Fps = None,
+    deinterlace: common.Deinterlace = False,
     stills: Annotated[bool, typer.Option("--stills/--no-stills", help="Take the pictures of folders too.")] = True,
     shard: Annotated[
         str | None,
@@ -108,12 +112,14 @@ def run(
       latentvid encode footage/ -o latents/ --vae taesd --half --ray auto
       latentvid encode footage/ -o latents/ --vae taesd --half --pack shards/ --pack-frames 16
     """
-    from latentvid.video.footage import find_named
-
     share = parse_share(shard) if shard else None
     if ray_workers is not None and ray is None:
         raise UsageError("--ray-workers needs --ray: auto, local, or a cluster's address.")
-    jobs = plan_jobs(find_named(clips, stills=stills), output, share)
+    _check_names(output, pack)
+    named, missing = _find(clips, stills=stills, numbered=fps is not None)
+    if missing and output.suffix == ".safetensors":
+        raise UsageError(f"{output} is one file for {len(clips)} clips; name a folder.")
+    jobs = plan_jobs(named, output, share)
     from latentvid.autoencoders.batch import EncodeSettings, encode_files, plan_encode
     from latentvid.autoencoders.load import load_autoencoder
     from latentvid.core.places import only_checkpoint
@@ -121,12 +127,13 @@ def run(
 
     name = vae or only_checkpoint("--vae")
     out = Output(as_json=json, quiet=quiet)
-    settings = EncodeSettings("fp16" if half else "fp32", max_frames, allow_truncated)
+    settings = EncodeSettings("fp16" if half else "fp32", max_frames, allow_truncated, fps, deinterlace)
+    _tell_numbered(clips, fps, out)
     if ray is None or dry_run:
         autoencoder = load_autoencoder(name, runtime=resolve_runtime(device, dtype), max_memory=max_memory)
     if dry_run:
         planned = (plan_encode(autoencoder, *job, settings) for job in jobs)
-        _tell(list(_announced(planned, out, 1)), out)
+        _tell(list(_announced(chain(missing, planned), out, 1)), out)
         return
     if ray is None:
         encode: Callable[..., Iterator[dict[str, Any]]] = partial(encode_files, autoencoder)
@@ -138,12 +145,53 @@ def run(
     # Ray says on stdout, where the result goes, why workers die.
     with redirect_stdout(sys.stderr), out.progress("encoding") as advance:
         results = encode(jobs, settings=settings, overwrite=overwrite, on_frames=advance)
-        done = list(_announced(results, out, len(jobs)))
+        done = list(_announced(chain(missing, results), out, len(jobs) + len(missing)))
     places = {str(source): number for number, (source, _) in enumerate(jobs)}
-    done.sort(key=lambda result: places[result["source"]])  # on a cluster, whatever is done first comes first
+    # On a cluster, whatever is done first comes first.
+    done.sort(key=lambda result: places.get(result["source"], -1))
     if pack is not None:
         _pack(done, pack, pack_frames, share, out, overwrite=overwrite)
     _tell(done, out)
+
+
+def _check_names(output: Path, pack: Path | None) -> None:
+    if output.suffix != ".safetensors":
+        common.check_folder_name(output, "-o", "latents are .safetensors: name one such file, or a folder")
+    if pack is not None:
+        common.check_folder_name(pack, "--pack", "name the folder that the shards go into")
+
+
+def _find(clips: list[str], *, stills: bool, numbered: bool) -> tuple[list[tuple[Path, str]], list[dict[str, Any]]]:
+    """Return the clips that are there, each with its name, and the records of those that are not.
+
+    Raises:
+        InputError: none is.
+    """
+    from latentvid.video.footage import find_named
+
+    try:
+        return find_named(clips, stills=stills, numbered=numbered), []
+    except InputError:
+        there, missing = [], []
+        for clip in dict.fromkeys(clips):
+            try:
+                find_named([clip], stills=stills, numbered=numbered)
+                there.append(clip)
+            except InputError as error:
+                failed = {"status": "failed", "source": clip, "error": str(error), "exit_code": error.exit_code}
+                missing.append(failed)
+        if not there:
+            raise
+    return find_named(there, stills=stills, numbered=numbered), missing
+
+
+def _tell_numbered(clips: list[str], fps: Fraction | None, out: Output) -> None:
+    """Say what else a folder of numbered pictures could be."""
+    from latentvid.video.numbered import numbered_pictures
+
+    for clip in map(Path, clips):
+        if fps is None and clip.is_dir() and numbered_pictures(clip) is not None:
+            out.warn(f"{clip}: its numbered pictures are taken one by one; --fps makes them one clip")
 
 
 def _pack(

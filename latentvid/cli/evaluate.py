@@ -56,6 +56,8 @@ def reconstruction(
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FOLDER", help="Write table, JSON, curves and pictures.")
     ] = None,
+    fps: common.Fps = None,
+    deinterlace: common.Deinterlace = False,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     max_memory: common.MaxMemory = None,
@@ -75,7 +77,9 @@ def reconstruction(
     from latentvid.core.runtime import resolve_runtime
     from latentvid.video.footage import find_videos
 
-    files = find_videos(clips)
+    files = find_videos(clips, numbered=fps is not None)
+    from latentvid.video.reader import Reading
+
     names = vae or [str(only_checkpoint("--vae"))]
     found = _measure(
         files,
@@ -84,7 +88,7 @@ def reconstruction(
         max_memory=max_memory,
         lpips=lpips,
         fvd_model=fvd_model,
-        options={"max_frames": frames, "size": size},
+        options={"max_frames": frames, "size": size, "reading": Reading(fps, deinterlace)},
         out=Output(quiet=quiet),
     )
     if json is not None and str(json) != "-":

@@ -32,6 +32,8 @@ def run(
             "take its frames one for one, which suits time lapses.",
         ),
     ] = "blend",
+    fps: common.Fps = None,
+    deinterlace: common.Deinterlace = False,
     hand_over: Annotated[
         float,
         typer.Option(
@@ -53,18 +55,24 @@ def run(
       latentvid extend clip.mp4 -o longer.mp4 --frames 64 --prompt "clouds drifting left at dusk"
     """
     common.check_length(making.frames, making.seconds)
-    if not clip.is_file():
+    from latentvid.video.numbered import clip_exists
+
+    if not clip_exists(clip):
         raise InputError(f"{clip}: no such file.")
     if output.resolve() == clip.resolve():
         raise UsageError(f"{output} is the clip itself; name another file.")
     making.check(output)
     out = making.output()
-    from latentvid.film.counted import counted
     from latentvid.film.extend import extend_clip, model_size
     from latentvid.film.folder import run_path
     from latentvid.film.timing import Timing
+    from latentvid.video.reader import Reading
 
-    meta = counted(clip)
+    reading = Reading(fps, deinterlace)
+    with reading.open(clip) as reader:
+        meta = reader.counted()
+    for note in meta.notes:
+        out.warn(f"{clip}: {note}")
     length = common.num_frames(making.frames, making.seconds, fps=meta.fps, default=1)
     pipeline, options = making.load()
     if making.dry_run:
@@ -90,6 +98,7 @@ def run(
             source_frames=source_frames,
             retime=retime,
             hand_over_s=hand_over,
+            reading=reading,
             on_progress=on_progress,
             **options,
         )

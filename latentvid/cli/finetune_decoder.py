@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from latentvid.training.finetune import FinetuneConfig, Finetuned
     from latentvid.training.finetune_estimate import Estimate
     from latentvid.training.held_out import Footage
+    from latentvid.video.reader import Reading
 
 
 def run(
@@ -68,6 +69,8 @@ def run(
         int | None,
         typer.Option("--eval-frames", min=2, metavar="N", help="Measure on the first N frames of each held-out clip."),
     ] = None,
+    fps: common.Fps = None,
+    deinterlace: common.Deinterlace = False,
     config: common.Config = None,
     overrides: common.Set = None,
     seed: Annotated[
@@ -93,13 +96,17 @@ def run(
     """
     from latentvid.video.footage import find_videos
 
-    train, held_out = find_videos(footage), find_videos(val or []) if val else []
+    common.check_folder_name(output, "-o", "name the folder of the finetuned decoder")
+    numbered = fps is not None
+    train = find_videos(footage, numbered=numbered)
+    held_out = find_videos(val, numbered=numbered) if val else []
     check_apart(train, held_out)
     from latentvid.core.places import only_checkpoint
     from latentvid.core.runtime import resolve_runtime
     from latentvid.training.finetune_estimate import estimate
     from latentvid.training.held_out import find_footage
     from latentvid.training.loop import is_main_process
+    from latentvid.video.reader import Reading
 
     runtime = resolve_runtime(device, dtype)
     flags = {
@@ -128,6 +135,7 @@ def run(
         min_side=settings.crop,
         held_out=held_out,
         num_held_out=hold_out,
+        reading=Reading(fps, deinterlace),
     )
     _tell_footage(found, out)
     if dry_run:
@@ -252,6 +260,7 @@ def _train(
                 resume=resume,
                 on_prepared=on_prepared,
                 on_record=on_record,
+                on_note=out.note,
             )
     except KeyboardInterrupt:
         out.note(f"what was done so far is in {output}; the same command with --resume goes on.")
@@ -304,11 +313,11 @@ def _finish(
     from latentvid.training.finetune import RUN
     from latentvid.training.model_card import describe, write_card
 
-    clips = [clip.path for clip in found.held_out]
-    report = _measure(done, clips, settings, runtime, out)
+    clips, reading = [clip.path for clip in found.held_out], found.held_out[0].reading
+    report = _measure(done, clips, reading, settings, runtime, out)
     facts = {**describe(done, settings, base, found, runtime), "held_out": report.means(), **gains(report)}
     pair = {BEFORE: done.image, AFTER: done.autoencoder}
-    write_before_and_after(output, report, clips, pair, max_frames=settings.max_eval_frames)
+    write_before_and_after(output, report, clips, pair, max_frames=settings.max_eval_frames, reading=reading)
     write_curves(output / "curves.png", {stage.name: output / RUN / stage.name for stage in done.stages})
     write_card(output, facts=facts, table=report.table(), command=command)
     write_json(output / "metrics.json", facts)
@@ -320,7 +329,9 @@ def _finish(
     out.result({"output": str(output), **facts}, report.table())
 
 
-def _measure(done: Finetuned, clips: list[Path], settings: FinetuneConfig, runtime: Runtime, out: Output) -> Report:
+def _measure(
+    done: Finetuned, clips: list[Path], reading: Reading, settings: FinetuneConfig, runtime: Runtime, out: Output
+) -> Report:
     from latentvid.evaluation.before_after import before_and_after
 
     finished = chain([0], repeat(1))  # we hear of each clip before it is done
@@ -332,6 +343,7 @@ def _measure(done: Finetuned, clips: list[Path], settings: FinetuneConfig, runti
             lpips_trunk=settings.lpips_trunk,
             device=runtime.device,
             max_frames=settings.max_eval_frames,
+            reading=reading,
             on_clip=lambda *_: advance(next(finished)),
         )
         advance(1)

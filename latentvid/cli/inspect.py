@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -16,6 +18,8 @@ def run(
     thing: Annotated[
         Path, typer.Argument(metavar="THING", help="A video, latent file, checkpoint, run folder or config.")
     ],
+    fps: common.Fps = None,
+    deinterlace: common.Deinterlace = False,
     json: common.Json = False,
     quiet: common.Quiet = False,
 ) -> None:
@@ -27,13 +31,23 @@ def run(
     Example:
       latentvid inspect clip.mp4 --json
     """
-    facts = _reader_for(thing)(thing)
+    facts = _reader_for(thing, Reading(fps, deinterlace))(thing)
     Output(as_json=json, quiet=quiet).result(facts, table(facts))
 
 
-def _reader_for(thing: Path) -> Callable[[Path], dict[str, Any]]:
-    from latentvid.core.errors import InputError
+class Reading(NamedTuple):
+    """How a video is read."""
 
+    fps: Fraction | None
+    deinterlace: bool
+
+
+def _reader_for(thing: Path, reading: Reading) -> Callable[[Path], dict[str, Any]]:
+    from latentvid.core.errors import InputError
+    from latentvid.video.numbered import numbered_pictures
+
+    if numbered_pictures(thing) is not None:
+        return partial(_video, reading=reading)
     if not thing.exists():
         from latentvid.core.places import checkpoint_names
 
@@ -46,13 +60,13 @@ def _reader_for(thing: Path) -> Callable[[Path], dict[str, Any]]:
         return _safetensors
     if thing.suffix in (".yaml", ".yml"):
         return _config
-    return _video
+    return partial(_video, reading=reading)
 
 
-def _video(path: Path) -> dict[str, Any]:
+def _video(path: Path, reading: Reading) -> dict[str, Any]:
     from latentvid.video.reader import open_video
 
-    with open_video(path) as reader:
+    with open_video(path, fps=reading.fps, deinterlace=reading.deinterlace) as reader:
         return {"type": "video", **reader.meta.to_dict()}
 
 

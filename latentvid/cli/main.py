@@ -127,10 +127,11 @@ def _failure(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, _ParserError):
         return _parser_failure(error)
-    if _is_out_of_memory(error):
-        _say(
-            f"error: out of memory ({error or 'the system refused'}); try --max-memory, a smaller size or fewer frames."
-        )
+    from latentvid.core.memory import memory_failure
+
+    short = memory_failure(error)
+    if short is not None:
+        _say(f"error: {short}; try --max-memory, a smaller size or fewer frames.")
         return ResourceError.exit_code
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         _say(f"error: {error.filename or 'the output'}: the disk is full; free space and repeat.")
@@ -148,15 +149,6 @@ def _parser_failure(error: Any) -> int:
     verb = context.command_path if context else "latentvid"
     _say(f"error: {text.rstrip('.')}; see {verb} --help.")
     return error.exit_code
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _say(text: str) -> None:

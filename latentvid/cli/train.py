@@ -36,6 +36,7 @@ def run(
     """
     from latentvid.training.recipes import load_recipe
 
+    common.check_folder_name(output, "-o", "name the folder of the run")
     out = Output(as_json=json, quiet=quiet)
     recipe = load_recipe(config, overrides or [])
     if dry_run:
@@ -73,7 +74,15 @@ def _train(recipe: Recipe, output: Path, *, resume: bool, device: str, out: Outp
             out.note(f"step {record['step']}: {_short(record['validation'])}")
 
     with progress:
-        last = train(recipe, output, resume=resume, device=device, on_record=on_record, on_prepared=progress.prepared)
+        last = train(
+            recipe,
+            output,
+            resume=resume,
+            device=device,
+            on_record=on_record,
+            on_prepared=progress.prepared,
+            on_note=out.note,
+        )
     return {"last": last, "validation": figures}
 
 

@@ -1,4 +1,4 @@
-"""Noise levels: the pairs (alpha, sigma) of x = alpha * clean + sigma * eps, read from a scheduler config.
+"""Noise levels: the pairs (alpha, sigma) of x = alpha * clean + sigma * eps.
 
 One description serves variance-preserving (DDPM, DDIM) and flow (rectified) models, so a solver needs to know
 neither. A level may be one number per clip or one per frame, [b t]; the latter is what lets a window hold
@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from latentvid.core.errors import CheckpointError
+
+MOST_NOISE_LEFT = 0.1
+"""The most sigma at the end of sampling; what ends noisier is no clip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,11 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """The n + 1 levels of n solver steps, noisiest first, the last one clean (alpha 1, sigma 0). Float64, [n+1]."""
+    """The n + 1 levels of n solver steps, noisiest first. Float64, [n+1].
+
+    The last level is clean (alpha 1, sigma 0), or nearly so where a scheduler ends at the first level that its network
+    was trained at; then the last step may lead from that level to itself.
+    """
 
     alpha: Tensor
     sigma: Tensor
@@ -57,12 +64,15 @@ class Levels:
             raise ValueError("alpha, sigma and timestep must be vectors of one length")
         if len(self.alpha) < 2:
             raise ValueError("levels need at least one step: two entries")
-        if self.sigma[-1] != 0 or self.alpha[-1] != 1:
+        if self.sigma[-1] > MOST_NOISE_LEFT or (self.sigma[-1] == 0 and self.alpha[-1] != 1):
             raise ValueError(f"the last level must be clean, not alpha={self.alpha[-1]:g} sigma={self.sigma[-1]:g}")
         # A start that is almost but not exactly pure noise (alpha = 6e-17) ruins every division by alpha.
         if 0 < abs(float(self.alpha[0])) < 1e-8:
             raise ValueError(f"alpha[0]={float(self.alpha[0]):g} is neither zero nor usable; round it to 0")
-        if not (torch.diff(self.sigma / (self.alpha + self.sigma)) < 0).all():
+        if not ((self.alpha >= 0) & (self.sigma >= 0)).all():
+            raise ValueError("alpha and sigma cannot be negative")
+        falls = torch.diff(self.sigma / (self.alpha + self.sigma))
+        if not (falls[:-1] < 0).all() or not (falls[-1] < 0 or (falls[-1] == 0 and self.sigma[-1] > 0)):
             raise ValueError("levels must go strictly from noisy to clean")
 
     def __len__(self) -> int:
@@ -75,9 +85,10 @@ class Levels:
 
 @dataclass(frozen=True, slots=True)
 class NoiseSchedule:
-    """Where a network's timesteps lie in (alpha, sigma): the training-time half of a scheduler config.
+    """Where a network's timesteps lie in (alpha, sigma), and n steps evenly spaced in them.
 
-    `kind` is "vp" (alphas_cumprod of DDPM/DDIM/DPM-Solver configs) or "flow" (alpha = 1 - sigma). Timesteps
+    This is how models trained here are read; `latentvid.sampling.schedule` asks the schedulers of others. `kind` is
+    "vp" (alphas_cumprod of DDPM/DDIM/DPM-Solver configs) or "flow" (alpha = 1 - sigma). Timesteps
     are 0 .. num_train_timesteps - 1 for "vp" and num_train_timesteps * sigma for "flow".
     """
 
@@ -91,7 +102,7 @@ class NoiseSchedule:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> NoiseSchedule:
-        """Read a diffusers scheduler's config (its `scheduler_config.json` or its `.config`).
+        """Read the config of a diffusers scheduler with plain betas or a constant shift.
 
         Raises:
             CheckpointError: the config is of a kind that has no (alpha, sigma) reading here.
@@ -100,6 +111,15 @@ class NoiseSchedule:
         steps = int(config.get("num_train_timesteps", 1000))
         if not 1 <= steps <= 1_000_000:
             raise CheckpointError(f"scheduler config: num_train_timesteps={steps} is out of range.")
+        for setting in ("use_flow_sigmas", "snr_shift_scale", "use_dynamic_shifting"):
+            if config.get(setting):
+                raise CheckpointError(
+                    f"{name}: even spacing does not know {setting}; ask the scheduler (spacing: scheduler)."
+                )
+        if config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction":
+            raise CheckpointError(
+                f"{name}: even spacing does not know continuous timesteps; ask the scheduler (spacing: scheduler)."
+            )
         if name.startswith("FlowMatch"):
             return cls("flow", steps, None, float(config.get("shift") or 1.0), "flow")
         if not name and not {"beta_schedule", "beta_start", "trained_betas"} & set(config):
@@ -131,8 +151,11 @@ class NoiseSchedule:
         every = (1 - self.alphas_cumprod).sqrt().to(wanted.device)
         return (wanted[..., None] - every).abs().argmin(dim=-1).double()
 
-    def levels(self, num_steps: int) -> Levels:
-        """Return `num_steps` steps from the noisiest level to clean, evenly spaced as diffusers' "trailing"."""
+    def levels(self, num_steps: int, *, seq_len: int | None = None, mu: float | None = None) -> Levels:
+        """Return `num_steps` steps from the noisiest level to clean, evenly spaced as diffusers' "trailing".
+
+        `seq_len` and `mu` are for schedules whose shift is dynamic.
+        """
         if num_steps < 1:
             raise ValueError(f"num_steps={num_steps} must be at least 1")
         if self.kind == "flow":

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     import torch
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_\w*ALLOC|"
+    r"unable to find an engine to execute",
+    re.IGNORECASE,
+)
+_WANTED = re.compile(r"tried to allocate (\d+(?:\.\d+)? (?:[KMGT]i?B|bytes))", re.IGNORECASE)
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", re.IGNORECASE)
 
 
@@ -57,6 +63,27 @@ def free_memory(device: torch.device | str = "cpu") -> int:
         # What the caching allocator holds and does not use is free to us as well.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return min([psutil.virtual_memory().available, *_cgroup_free()])
+
+
+def memory_failure(error: BaseException) -> str | None:
+    """Return in a few words what an allocator's failure says, on the host or on a device; None for another error.
+
+    Of an out-of-memory error of CUDA that is the size that did not fit: the rest of its text is advice on allocators.
+
+    >>> memory_failure(MemoryError())
+    'out of memory'
+    >>> memory_failure(RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of"))
+    'out of memory: 2.00 GiB more did not fit'
+    """
+    text = str(error).strip()
+    if isinstance(error, RuntimeError):
+        # Libraries below PyTorch say it in words of their own, and cuDNN where no algorithm's workspace fits.
+        if not _NO_MEMORY.search(text):
+            return None
+    elif not isinstance(error, MemoryError):
+        return None
+    wanted = _WANTED.search(text)
+    return f"out of memory: {wanted[1]} more did not fit" if wanted else "out of memory"
 
 
 def peak_rss_bytes() -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sysconfig
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -183,6 +186,10 @@ def _reason_against_xformers(device: torch.device, dtype: torch.dtype) -> str | 
 def _check_compiler(device: torch.device) -> None:
     if device.type == "cuda" and find_spec("triton") is None:
         raise ResourceError("--compile on CUDA needs triton, which is not installed; leave --compile away.")
+    if device.type == "cuda" and not (os.environ.get("CC") or any(shutil.which(name) for name in ("gcc", "clang"))):
+        raise ResourceError("--compile on CUDA needs a C compiler, and none is found; leave --compile away.")
+    if device.type == "cuda" and not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        raise ResourceError("--compile on CUDA needs Python's headers (Python.h), and there are none; leave it away.")
     if device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
         raise ResourceError("--compile on the CPU needs a C++ compiler, and none is found; leave --compile away.")
     if device.type == "mps":

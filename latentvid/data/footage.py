@@ -14,8 +14,12 @@ from torch.nn import functional as F
 from latentvid.core.errors import InputError
 from latentvid.core.rng import Rng
 from latentvid.data.captions import caption_of
+from latentvid.data.text_files import warn_of_odd_bytes
 from latentvid.video.footage import find_videos
-from latentvid.video.reader import open_video
+from latentvid.video.reader import AS_STATED, Reading
+
+_SURELY = 2
+"""A file that claims so many times the frames that are needed has them, or nearly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +33,29 @@ class ClipInfo:
     width: int
     caption: str
     """First line of the `.txt` file of the same name, "" where there is none."""
+    reading: Reading = AS_STATED
+    """How it is opened."""
 
 
-def scan(paths: Iterable[str | Path], *, min_frames: int = 1) -> tuple[list[ClipInfo], list[tuple[Path, str]]]:
+def scan(
+    paths: Iterable[str | Path], *, min_frames: int = 1, reading: Reading = AS_STATED
+) -> tuple[list[ClipInfo], list[tuple[Path, str]]]:
     """Return the usable files under `paths`, and the others each with the reason why it is skipped.
+
+    Files that claim about as many frames as are needed are counted.
 
     Raises:
         InputError: a path does not exist or holds no video at all.
     """
     found: list[ClipInfo] = []
     skipped: list[tuple[Path, str]] = []
-    for path in find_videos(paths, stills=min_frames == 1):
+    odd: dict[Path, int] = {}
+    for path in find_videos(paths, stills=min_frames == 1, numbered=reading.fps is not None):
         try:
-            meta = open_video(path).meta
+            reader = reading.open(path)
+            meta = reader.meta
+            if min_frames > 1 and meta.num_frames < _SURELY * min_frames and not meta.is_truncated:
+                meta = reader.counted()
         except InputError as error:
             skipped.append((path, str(error)))
             continue
@@ -50,7 +64,8 @@ def scan(paths: Iterable[str | Path], *, min_frames: int = 1) -> tuple[list[Clip
         elif meta.is_truncated:
             skipped.append((path, f"{path}: breaks off before its end."))
         else:
-            found.append(ClipInfo(path, meta.num_frames, meta.height, meta.width, caption_of(path)))
+            found.append(ClipInfo(path, meta.num_frames, meta.height, meta.width, caption_of(path, odd), reading))
+    warn_of_odd_bytes(odd)
     return found, skipped
 
 
@@ -166,9 +181,10 @@ def resize(video: Tensor, height: int, width: int) -> Tensor:
 
 
 def _read(clip: ClipInfo, start: int, stop: int | None) -> Tensor:
-    frames = [frame.pixels for frame in open_video(clip.path, allow_truncated=True).frames(start, stop)]
+    reader = clip.reading.open(clip.path, allow_truncated=True)
+    frames = [frame.pixels for frame in reader.frames(start, stop)]
     if not frames:  # fewer frames than claimed: take the last ones that are there
-        frames = [frame.pixels for frame in open_video(clip.path, allow_truncated=True).frames(0, stop)]
+        frames = [frame.pixels for frame in reader.frames(0, stop)]
         frames = frames[-(stop - start) :] if stop is not None else frames
     if not frames:
         raise InputError(f"{clip.path}: no frame can be decoded; take it out of the footage.")

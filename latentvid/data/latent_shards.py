@@ -25,6 +25,7 @@ from torch import Tensor
 
 from latentvid.core.errors import CheckpointError, UsageError
 from latentvid.core.files import atomic_path
+from latentvid.data.text_files import decode_text, warn_of_odd_bytes
 
 LATENTS, ABOUT, CAPTION = "latents.npy", "json", "txt"
 _MOST_WORDS = 1 << 20
@@ -149,7 +150,9 @@ class LatentShards:
             for key, members in _index(shard):
                 self.keys.append(key)
                 self._samples.append(members)
-        self.captions: list[list[str]] = [self._caption(members) for members in self._samples]
+        odd: dict[Path, int] = {}
+        self.captions: list[list[str]] = [self._caption(members, odd) for members in self._samples]
+        warn_of_odd_bytes(odd)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -177,8 +180,13 @@ class LatentShards:
             raise CheckpointError(f"{member.shard}: the record of {self.keys[index]} is damaged ({error}).") from error
 
     @staticmethod
-    def _caption(members: dict[str, _Member]) -> list[str]:
-        text = _read(members[CAPTION]).decode("utf-8", errors="replace") if CAPTION in members else ""
+    def _caption(members: dict[str, _Member], odd: dict[Path, int]) -> list[str]:
+        if CAPTION not in members:
+            return []
+        text, num_odd = decode_text(_read(members[CAPTION]))
+        if num_odd:
+            shard = members[CAPTION].shard
+            odd[shard] = odd.get(shard, 0) + num_odd
         return [text] if text else []
 
 

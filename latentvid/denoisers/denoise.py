@@ -41,9 +41,11 @@ def unet_denoiser(
 
 
 def _denoiser(unet: TemporalUNet, schedule: NoiseSchedule, text: Tensor) -> Denoise:
-    text = text.to(unet.device, unet.dtype)
+    text = text.to(unet.dtype)
 
     def denoise(x: Tensor, level: Level) -> Tensor:
+        nonlocal text
+        text = text.to(x.device)  # where the U-Net computes; it may wait in host memory between its calls
         timestep = level.per_frame(x.shape[0], x.shape[2]).timestep.to(x.device, torch.float32)
         output = unet(x.to(unet.dtype), timestep, text).to(x.dtype)
         return to_clean(output, x, level, schedule.prediction_type)

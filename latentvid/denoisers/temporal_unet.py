@@ -9,13 +9,15 @@ videos (PYoCo, arXiv 2305.10474) rests on.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from latentvid.temporal.advection import TextMotion
 from latentvid.temporal.attention import TemporalAttention
@@ -46,7 +48,7 @@ class TemporalUNet(UNet2DConditionModel):
         temporal_given_frames: show frames that are to be made those that are given (`temporal.given`).
     """
 
-    _supports_gradient_checkpointing = False  # blocks recomputed in the backward pass would not know their clip
+    _supports_gradient_checkpointing = True
 
     def __init__(
         self,
@@ -112,6 +114,18 @@ class TemporalUNet(UNet2DConditionModel):
         assert not unexpected
         assert all(is_temporal(key) for key in missing)
         return grown.to(image.device, image.dtype).train(image.training)
+
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Any] | None = None) -> None:
+        """Recompute the blocks' activations in the backward pass: less memory, the same gradients, more time.
+
+        Args:
+            gradient_checkpointing_func: (module, *inputs) -> outputs, in place of `torch.utils.checkpoint`.
+        """
+        super().enable_gradient_checkpointing(gradient_checkpointing_func or self._checkpointed)
+
+    def _checkpointed(self, module: nn.Module, *inputs: Any) -> Any:
+        # The backward pass runs after `forward` has left its clip, so the clip is set again for the recomputation.
+        return checkpoint(self.context.bound(module), *inputs, use_reentrant=False)
 
     def forward(self, sample: Tensor, timestep: Tensor | float, encoder_hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """Predict for noisy clips.

@@ -19,7 +19,7 @@ from latentvid.evaluation.report import Report
 from latentvid.metrics import METRICS
 from latentvid.metrics.metric import Metric
 from latentvid.video.pixels import frames_to_tensor, resize, to_uint8
-from latentvid.video.reader import open_video
+from latentvid.video.reader import AS_STATED, Reading
 from latentvid.video.writer import VideoWriter
 
 BEFORE, AFTER = "frame by frame", "finetuned"
@@ -37,6 +37,7 @@ def before_and_after(
     lpips_trunk: str | Path | None = None,
     device: str | torch.device = "cpu",
     max_frames: int | None = None,
+    reading: Reading = AS_STATED,
     on_clip: Callable[[str, str], None] | None = None,
 ) -> Report:
     """Measure PSNR, SSIM, flicker and, with a trunk, LPIPS of both decoders on whole clips at full size.
@@ -48,7 +49,12 @@ def before_and_after(
     if lpips_trunk is not None:
         metrics["lpips"] = METRICS.get("lpips")(trunk=lpips_trunk, device=device)
     return evaluate_reconstruction(
-        {BEFORE: before, AFTER: after}, clips, metrics=metrics, max_frames=max_frames, on_clip=on_clip
+        {BEFORE: before, AFTER: after},
+        clips,
+        metrics=metrics,
+        max_frames=max_frames,
+        reading=reading,
+        on_clip=on_clip,
     )
 
 
@@ -69,6 +75,7 @@ def write_before_and_after(
     autoencoders: Mapping[str, Autoencoder],
     *,
     max_frames: int | None = None,
+    reading: Reading = AS_STATED,
 ) -> None:
     """Write `report/`, `table.md`, and `side_by_side.png` and `.mp4` of the first clip that could be read."""
     report.write(folder / "report")
@@ -78,7 +85,7 @@ def write_before_and_after(
     most = min(MOST_FRAMES, max_frames or MOST_FRAMES)
     for clip in clips:
         with suppress(InputError):
-            write_side_by_side(folder / "side_by_side.mp4", clip, autoencoders, max_frames=most)
+            write_side_by_side(folder / "side_by_side.mp4", clip, autoencoders, max_frames=most, reading=reading)
             return
 
 
@@ -92,19 +99,24 @@ def write_strip(report: Report, path: str | Path) -> None:
 
 @torch.no_grad()
 def write_side_by_side(
-    path: str | Path, clip: Path, autoencoders: Mapping[str, Autoencoder], *, max_frames: int = MOST_FRAMES
+    path: str | Path,
+    clip: Path,
+    autoencoders: Mapping[str, Autoencoder],
+    *,
+    max_frames: int = MOST_FRAMES,
+    reading: Reading = AS_STATED,
 ) -> None:
     """Write a video with the source and each reconstruction side by side, a chunk of frames in memory at a time.
 
     Raises:
         InputError: the clip cannot be read.
     """
-    with open_video(clip) as reader:
+    with reading.open(clip) as reader:
         fps, width, height = reader.meta.fps, reader.meta.width, reader.meta.height
     scale = max(1, PANEL_WIDTHS[0] // width) if width < PANEL_WIDTHS[1] else PANEL_WIDTHS[1] / width
     panel = (max(1, round(height * scale)), max(1, round(width * scale)))
     header = _header(["source", *autoencoders], panel[1], panel[0])
-    streams = [_frames(autoencoder, clip, max_frames) for autoencoder in autoencoders.values()]
+    streams = [_frames(autoencoder, clip, max_frames, reading) for autoencoder in autoencoders.values()]
     full_height = header.shape[1] + panel[0] + panel[0] % 2
     with VideoWriter(path, fps=fps, width=header.shape[2], height=full_height, overwrite=True) as writer:
         for pairs in zip(*streams, strict=True):
@@ -112,14 +124,14 @@ def write_side_by_side(
             writer.write(_beside(pictures, header)[None])
 
 
-def _frames(autoencoder: Autoencoder, clip: Path, max_frames: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _frames(autoencoder: Autoencoder, clip: Path, max_frames: int, reading: Reading) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (source, decoded) frame by frame, [3 h w]."""
-    for source, decoded in reconstruct(autoencoder, _chunks(clip, max_frames)):
+    for source, decoded in reconstruct(autoencoder, _chunks(clip, max_frames, reading)):
         yield from zip(source, decoded, strict=True)
 
 
-def _chunks(clip: Path, max_frames: int) -> Iterator[Tensor]:
-    with open_video(clip) as reader:
+def _chunks(clip: Path, max_frames: int, reading: Reading) -> Iterator[Tensor]:
+    with reading.open(clip) as reader:
         frames = reader.frames(0, max_frames)
         while pictures := list(itertools.islice(frames, _CHUNK)):
             yield frames_to_tensor(pictures)

@@ -13,15 +13,15 @@ from PIL import Image
 from torch import Tensor
 
 from latentvid.core.errors import CheckpointError, InputError, UsageError
-from latentvid.core.files import sha256_of
 from latentvid.core.shapes import LatentShape, VideoShape
 from latentvid.evaluation.pictures import comparison_strip, picture_indices
 from latentvid.evaluation.report import ClipResult, Report
 from latentvid.metrics import METRICS
 from latentvid.metrics.curve import PsnrCurve
 from latentvid.metrics.metric import Metric
+from latentvid.video.numbered import clip_sha256
 from latentvid.video.pixels import center_crop, frames_to_tensor, pad_to_multiple, resize, to_uint8
-from latentvid.video.reader import open_video
+from latentvid.video.reader import AS_STATED, Reading
 
 DEFAULT_METRICS = ("psnr", "ssim", "flicker")
 
@@ -48,6 +48,7 @@ def evaluate_reconstruction(
     chunk_check_frames: int = 16,
     num_pictures: int = 8,
     about: Mapping[str, Any] | None = None,
+    reading: Reading = AS_STATED,
     on_clip: Callable[[str, str], None] | None = None,
 ) -> Report:
     """Send every clip through every autoencoder and measure what comes back.
@@ -63,6 +64,7 @@ def evaluate_reconstruction(
             `chunk_error`; 0 leaves that out.
         num_pictures: clips to make a strip of.
         about: what the report should say of the autoencoders (paths, hashes), JSON-able.
+        reading: how clips are opened.
         on_clip: called with (clip, autoencoder) before each.
 
     Raises:
@@ -87,7 +89,7 @@ def evaluate_reconstruction(
                 continue
             if on_clip:
                 on_clip(label, name)
-            clip = _Clip(path, max_frames=max_frames, size=size, chunk_frames=chunk_frames)
+            clip = _Clip(path, reading, max_frames=max_frames, size=size, chunk_frames=chunk_frames)
             try:
                 values, curve = _measure(autoencoder, clip, built, strips.get(label, _Strip(0)), name)
                 if chunk_check_frames > 1:
@@ -95,7 +97,7 @@ def evaluate_reconstruction(
             except InputError as error:
                 report.failures[label] = str(error)
                 continue
-            report.sources.setdefault(label, sha256_of(path))
+            report.sources.setdefault(label, clip_sha256(path))
             report.results.append(ClipResult(label, name, len(curve), *clip.shown_size, values, curve))
         report.over_set[name] = _over_set(built)
     order = list(labels)
@@ -227,19 +229,20 @@ class _Tee:
 class _Clip:
     """A file as float chunks of the wanted size, with the time that reading took."""
 
-    def __init__(self, path: Path, *, max_frames: int | None, size: Size, chunk_frames: int) -> None:
+    def __init__(self, path: Path, reading: Reading, *, max_frames: int | None, size: Size, chunk_frames: int) -> None:
+        self.reading = reading
         self.path, self.max_frames, self.size, self.chunk_frames = path, max_frames, size, chunk_frames
         self.reading_s = 0.0
         self.shown_size = (0, 0)
 
     @property
     def num_frames(self) -> int:
-        """What the file claims, at most `max_frames`."""
-        with open_video(self.path) as reader:
+        """Frames that are there, at most `max_frames`."""
+        with self.reading.open(self.path) as reader:
             return min(reader.meta.num_frames, self.max_frames or reader.meta.num_frames)
 
     def chunks(self) -> Iterator[Tensor]:
-        with open_video(self.path) as reader:
+        with self.reading.open(self.path) as reader:
             frames = reader.frames(0, self.max_frames)
             while True:
                 start = time.perf_counter()

@@ -36,6 +36,7 @@ def roll_out(
     *,
     tail: Tail | None = None,
     first_window: int = 0,
+    guard: Callable[[MadeWindow], MadeWindow] | None = None,
 ) -> Iterator[MadeWindow]:
     """Yield the windows of a film in order. Window k is a function of (settings, tail of window k - 1).
 
@@ -46,6 +47,7 @@ def roll_out(
         setting_at: denoiser, prior, levels and random streams for a window.
         tail: what came before `first_window`: a finished window's tail, or a given clip's.
         first_window: where to go on; 0 starts the film.
+        guard: corrects a window before the next one starts from it.
 
     Raises:
         ValueError: windows came before, and their tail is missing.
@@ -54,6 +56,7 @@ def roll_out(
         raise ValueError(f"window {first_window} continues what came before it and needs its tail")
     for index in range(first_window, len(plan)):
         made = make_window(plan[index], rule, solver, setting_at(plan[index]), tail)
+        made = made if guard is None else guard(made)
         tail = made.tail
         yield made
 

@@ -66,6 +66,8 @@ class Setting:
     shape: LatentShape
     """Of one window."""
     device: torch.device
+    noise: Tensor | None = None
+    """What a window that nothing came before starts from, [b c t h w]; None is drawn from the prior."""
 
 
 class OverlapRule(Protocol):
@@ -170,4 +172,6 @@ RuleConfig = Annotated[ContextRule | ReuseRule, Field(discriminator="kind")]
 
 
 def _fresh(setting: Setting, window: Window) -> Tensor:
+    if setting.noise is not None:
+        return setting.noise.to(setting.device)
     return setting.prior.sample(setting.shape, rng=setting.rng, first_frame=window.start).to(setting.device)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from latentvid.film.clip_shots import TICK, ClipShots, own_encoding, own_planes
+from latentvid.film.clip_shots import TICK, ClipShots, own_encoding, own_planes, why_not_stored
 from latentvid.film.folder import RunFolder
 from latentvid.film.settings import ClipSettings, FilmSettings, clip_of
 from latentvid.video.append import Joint, NotAppendable, append_segments, joint_of, kept_frames
@@ -61,9 +61,10 @@ class Assembly:
             return append_segments(clip.path, segments, target, joint=self.joint, fps=Fraction(clip.fps))
         if not self.source.is_file() or self.source.is_symlink():
             self._encode()
-        with open_video(clip.path) as reader:
-            start_s = next(iter(reader.frames(0, 1))).time_s
-        return concat_segments([self.source, *segments], target, beside=Beside(Path(clip.path), start_s))
+        beside, reader = None, clip.reading.open(clip.path)
+        if isinstance(reader, PyAVReader):  # pictures have nothing beside them
+            beside = Beside(Path(clip.path), next(iter(reader.frames(0, 1))).time_s)
+        return concat_segments([self.source, *segments], target, beside=beside, fps=Fraction(clip.fps))
 
     def kept_frames(self, film: Path, segments: Sequence[Path]) -> int | None:
         """Return how many frames the clip has, if the film shows them and then the segments', and no others; else None.
@@ -73,7 +74,8 @@ class Assembly:
         clip = clip_of(self.settings)
         if clip.how == "reencode":
             return kept_frames(film, self.source, segments)
-        return kept_frames(film, clip.path, segments, in_rgb=clip.how == "lossless" and self.planes is None)
+        in_rgb = clip.how == "lossless" and self.planes is None
+        return kept_frames(film, clip.path, segments, in_rgb=in_rgb, reading=clip.reading)
 
     def _encode(self) -> None:
         """Encode the clip again."""
@@ -89,11 +91,11 @@ class Assembly:
         ) as writer:
             start: Fraction | None = None
             if self.planes is not None:
-                for stored in stored_frames(clip.path, self.planes.pix_fmt):
+                for stored in stored_frames(clip.path, self.planes.pix_fmt, fps=clip.reading.fps):
                     start = stored.time_s if start is None else start
                     writer.write_stored(stored.picture, stored.time_s - start)
                 return
-            with open_video(clip.path) as reader:
+            with clip.reading.open(clip.path) as reader:
                 for frame in reader.frames():
                     start = frame.time_s if start is None else start
                     writer.write(frame.pixels[None], [frame.time_s - start])
@@ -113,6 +115,7 @@ def try_joining(run: RunFolder, found: dict[str, Any]) -> ClipSettings:
     clip = clip_of(run.settings).model_copy(update=found)
     assembly = Assembly.of(run, run.settings.model_copy(update={"clip": clip}))
     shots = assembly.shots()
+    assembly.source.unlink(missing_ok=True)  # of another proposal
     segment, joined = run.path / f"trial{run.segment_suffix}", run.path / f"trial-film{run.film.suffix}"
     try:
         with VideoWriter(
@@ -139,26 +142,25 @@ def frames_note(settings: FilmSettings) -> str:
     if clip.how != "lossless":
         return f"the clip's frames were encoded again, at crf {settings.crf:g}."
     begin = f"the clip's packets could not be copied, because {clip.why}, so its" if clip.why else "the clip's"
-    planes, suffix = planes_of(clip.path), Path(settings.film).suffix
-    codec = planes.lossless_codec(suffix)
+    form, suffix = "H.264 in RGB", Path(settings.film).suffix
     if clip.planes == "own":
-        name = "FFV1" if codec == "ffv1" else "H.264 (High 4:4:4 Predictive)"
+        planes = planes_of(clip.path)
+        name = "FFV1" if planes.lossless_codec(suffix) == "ffv1" else "H.264 (High 4:4:4 Predictive)"
         form = f"{name} in their own pixel format ({planes.pix_fmt})"
-    elif codec is None:
-        form = f"H.264 in RGB, since {suffix} files hold no pixels of {planes.pix_fmt} without loss"
-    else:
-        form = "H.264 in RGB"
+    elif not why_not_stored(clip) and (planes := planes_of(clip.path)).lossless_codec(suffix) is None:
+        form += f", since {suffix} files hold no pixels of {planes.pix_fmt} without loss"
     return f"{begin} frames were encoded again without loss, as {form}; {_PLAYERS}, {_ELSEWHERE}."
 
 
 def _check_look(clip: ClipSettings, film: Path) -> None:
     """Refuse a film whose pictures players would show in another shape, turn or colour than the clip's."""
+    if clip.how != "copy" and clip.planes != "own":
+        return
     own, whole = PyAVReader(Path(clip.path)).scan, PyAVReader(film).scan
-    if clip.how == "copy" or clip.planes == "own":
-        if own.orientation != whole.orientation:
-            raise NotAppendable("the turn of its pictures would be lost")
-        if (own.color.matrix, own.color.range) != (whole.color.matrix, whole.color.range):
-            raise NotAppendable("its colours would be read in another way")
+    if own.orientation != whole.orientation:
+        raise NotAppendable("the turn of its pictures would be lost")
+    if (own.color.matrix, own.color.range) != (whole.color.matrix, whole.color.range):
+        raise NotAppendable("its colours would be read in another way")
     if clip.how == "copy" and whole.meta.sample_aspect_ratio != Fraction(clip.pixel_aspect):
         raise NotAppendable("the shape of its pixels would be lost")
 
@@ -166,7 +168,8 @@ def _check_look(clip: ClipSettings, film: Path) -> None:
 def _notes(clip: ClipSettings, film: Path, account: Account) -> list[str]:
     """Return sentences on what became of all that the clip holds beside its pictures, and of what these are like."""
     notes, kind = [], film.suffix
-    lost = dict.fromkeys([*account.left_out, *lost_facts(Path(clip.path), film)])
+    is_video = isinstance(clip.reading.open(clip.path), PyAVReader)
+    lost = dict.fromkeys([*account.left_out, *(lost_facts(Path(clip.path), film) if is_video else [])])
     if lost:
         notes.append(
             f"left out of the film, because {kind} files do not hold it or nothing continues it: {', '.join(lost)}."
@@ -177,6 +180,8 @@ def _notes(clip: ClipSettings, film: Path, account: Account) -> list[str]:
             f"the clip's pixels are not square ({clip.pixel_aspect}), which {kind} files of FFV1 do not say; "
             ".mp4 files do."
         )
+    if why_not_stored(clip):
+        return notes
     planes = planes_of(clip.path)
     if planes.color.is_converted and (clip.how == "copy" or clip.planes == "own"):
         notes.append("the new frames are coded as the clip is, but hold no light or colours beyond those of BT.709.")

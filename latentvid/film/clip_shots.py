@@ -20,6 +20,7 @@ from latentvid.film.timing import Timing
 from latentvid.video.append import Joint, NotAppendable, joint_of
 from latentvid.video.pixels import resize
 from latentvid.video.planes import Planes, planes_of
+from latentvid.video.reader import PyAVReader
 
 TICK = Fraction(1, 90_000)
 """The clock of films whose clip is encoded again; clips of any rate keep their times on it, nearly."""
@@ -79,6 +80,14 @@ def clip_shots(run: RunFolder) -> ClipShots:
         raise CheckpointError(f"{clip.path}: cannot be continued, because {error}; was it changed?") from error
     hand_over = HandOver.load(run.hand_over, clip.hand_over_frames) if clip.hand_over_frames else None
     return ClipShots(run.settings, int(run.record.plan["given"]), joint, own_planes(clip), hand_over)
+
+
+def why_not_stored(clip: ClipSettings) -> str:
+    """Return why no file stores the clip's frames just as they are read, as part of a sentence; empty if one does."""
+    reader = clip.reading.open(clip.path)
+    if not isinstance(reader, PyAVReader):
+        return "it is a picture" if Path(clip.path).is_file() else "it is a row of pictures"
+    return "its pictures are deinterlaced" if reader.is_deinterlaced else ""
 
 
 def own_planes(clip: ClipSettings) -> Planes | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections import deque
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -19,12 +20,11 @@ from torch import Tensor
 
 from latentvid.autoencoders.latent_file import LatentWriter
 from latentvid.core.errors import CheckpointError, InputError, UsageError
-from latentvid.core.files import atomic_path, locked, sha256_of
+from latentvid.core.files import atomic_path, locked
 from latentvid.extension.rules import ReuseRule, Tail
 from latentvid.film.anchors import prepare_anchors
 from latentvid.film.assembly import Assembly, frames_note, try_joining
-from latentvid.film.clip_shots import clip_shots
-from latentvid.film.counted import counted
+from latentvid.film.clip_shots import clip_shots, why_not_stored
 from latentvid.film.finish import publish, write_drift, write_sheet
 from latentvid.film.folder import SEGMENT_SUFFIXES, Carry, RunFolder, run_path, save_carry
 from latentvid.film.generate import complete, new_run, weights_of
@@ -41,9 +41,10 @@ from latentvid.sampling.staged import guided_steps, overlap_frames
 from latentvid.temporal.context import StreamState
 from latentvid.video.append import NotAppendable
 from latentvid.video.meta import VideoMeta
+from latentvid.video.numbered import clip_exists, clip_sha256
 from latentvid.video.pixels import resize, to_float
 from latentvid.video.planes import planes_of
-from latentvid.video.reader import open_video
+from latentvid.video.reader import AS_STATED, Reading
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -64,6 +65,7 @@ def extend_clip(
     source_frames: SourceFrames = "auto",
     retime: Retime = "blend",
     hand_over_s: float = HAND_OVER_S,
+    reading: Reading = AS_STATED,
     on_progress: OnProgress | None = None,
     **options: Unpack[FilmOptions],
 ) -> FilmReport:
@@ -84,6 +86,7 @@ def extend_clip(
             "repeat" (the nearest one), or "none": the model takes the clip's frames, and gives its own, one for one.
         hand_over_s: seconds in which the look of the clip's last frame, its fine detail above all, goes over into that
             of the model's frames; 0 is at once.
+        reading: how the clip is opened: a rate for numbered pictures, whether to deinterlace.
 
     Other arguments are those of `generate_film`; frame numbers in `prompts` count the new frames.
 
@@ -97,8 +100,9 @@ def extend_clip(
         raise UsageError(f"{out}: an extended clip is written as {', '.join(SEGMENT_SUFFIXES)}.")
     if out.resolve() == clip.resolve():
         raise UsageError(f"{out} is the clip itself; name another file.")
-    meta = counted(clip)
-    facts = _clip_settings(pipeline, clip, meta, num_frames, source_frames, retime, hand_over_s)
+    with reading.open(clip) as reader:
+        meta = reader.counted()
+    facts = _clip_settings(pipeline, clip, meta, num_frames, source_frames, retime, hand_over_s, reading)
     own = RunFolder.open(facts.own.run) if facts.own else None
     size = (own.settings.height, own.settings.width) if own else model_size(pipeline, meta.height, meta.width)
     settings = film_settings(
@@ -140,7 +144,7 @@ def prepare_clip(run: RunFolder, pipeline: LatentVideoPipeline) -> None:
     """
     settings = run.settings
     clip = clip_of(settings)
-    if not Path(clip.path).is_file() or sha256_of(clip.path) != clip.sha256:
+    if not clip_exists(Path(clip.path)) or clip_sha256(Path(clip.path)) != clip.sha256:
         raise InputError(f"{clip.path}: the clip that {run.path} continues is gone or was changed.")
     if clip.how is None:
         _decide(run)
@@ -183,7 +187,7 @@ def _last_picture(clip: ClipSettings) -> Tensor:
     """Return the clip's last frame at its own size, [3 h w] in [-1, 1]."""
     last = None
     for start in (max(0, clip.num_frames - 1), 0):  # it may hold fewer frames than it claims
-        with open_video(clip.path) as reader:
+        with clip.reading.open(clip.path) as reader:
             for frame in reader.frames(start):
                 last = frame.pixels
         if last is not None:
@@ -215,13 +219,13 @@ def own_end(pipeline: LatentVideoPipeline, settings: FilmSettings, own: OwnFilm)
     if run is None or FilmLatents(run).stop != own.num_frames:
         raise InputError(f"{own.run}, whose latents the film goes on from, is gone or was changed.")
     latents = FilmLatents(run).tail(pipeline.config.num_frames)
-    return latents, end_of_film(run, settings, weights_of(pipeline), pipeline.unet.device)
+    return latents, end_of_film(run, settings, weights_of(pipeline), pipeline.compute_device)
 
 
 def end_of_latents(pipeline: LatentVideoPipeline, settings: FilmSettings, latents: Tensor) -> Carry:
     """Return what a window starts from that goes on after these latents [c t h w], as if the model had made them."""
     sampling = sampling_of(pipeline, settings)
-    rule, latents = sampling.rule, latents.to(pipeline.unet.device)
+    rule, latents = sampling.rule, latents.to(pipeline.compute_device)
     state = StreamState()
     frames = torch.cat(list(pipeline.autoencoder.decode([latents], state=state)))
     tail = Tail(latents[None, :, -rule.overlap :])
@@ -250,7 +254,8 @@ def context_frames(settings: FilmSettings, count: int) -> Tensor:
 def _last_frames(settings: FilmSettings, count: int, start: int) -> deque[Tensor]:
     """Read from frame `start` on, and return the last `count` frames at the model's size, uint8 [3 h w]."""
     last: deque[Tensor] = deque(maxlen=count)
-    with open_video(clip_of(settings).path) as reader:
+    clip = clip_of(settings)
+    with clip.reading.open(clip.path) as reader:
         for frame in reader.frames(start):
             last.append(resize(frame.pixels[None], settings.height, settings.width)[0])
     return last
@@ -318,11 +323,13 @@ def _decide(run: RunFolder) -> None:
         UsageError: the film's container does not take the clip's sound.
     """
     clip = clip_of(run.settings)
-    wanted, why = clip.source_frames, ""
+    wanted, why, not_stored = clip.source_frames, "", why_not_stored(clip)
     if wanted in ("auto", "copy"):
+        why = not_stored
         try:
-            _settle(run, try_joining(run, {"how": "copy"}))
-            return
+            if not why:
+                _settle(run, try_joining(run, {"how": "copy"}))
+                return
         except NotAppendable as reason:
             why = str(reason)
         if wanted == "copy":
@@ -330,10 +337,13 @@ def _decide(run: RunFolder) -> None:
     if wanted == "reencode":
         _settle(run, try_joining(run, {"how": "reencode"}))
         return
+    lossless = {"how": "lossless", "why": why}
+    if not not_stored and planes_of(clip.path).lossless_codec(run.film.suffix) is not None:
+        with suppress(NotAppendable):  # where the file cannot say how the stored pictures are turned: upright ones can
+            _settle(run, try_joining(run, {**lossless, "planes": "own"}))
+            return
     try:
-        planes = planes_of(clip.path)
-        own = "own" if planes.lossless_codec(run.film.suffix) else "rgb"
-        _settle(run, try_joining(run, {"how": "lossless", "why": why, "planes": own}))
+        _settle(run, try_joining(run, {**lossless, "planes": "rgb"}))
     except NotAppendable as error:
         raise UsageError(
             f"{clip.path}: cannot be joined without loss, because {error}; try --source-frames reencode."
@@ -354,12 +364,13 @@ def _clip_settings(
     source_frames: SourceFrames,
     retime: Retime,
     hand_over_s: float,
+    reading: Reading,
 ) -> ClipSettings:
     if num_frames < 1:
         raise UsageError(f"num_frames={num_frames} must be at least 1.")
     if hand_over_s < 0:
         raise UsageError(f"hand_over_s={hand_over_s:g} must not be negative.")
-    digest = sha256_of(clip)
+    digest = clip_sha256(clip)
     run = run_of_film(clip, digest, pipeline)
     shown, made, hand_over = 0, 0, round(hand_over_s * meta.fps)
     if run is not None:
@@ -384,6 +395,8 @@ def _clip_settings(
         made_before=made,
         hand_over_frames=hand_over,
         source_frames=source_frames,
+        given_fps=None if reading.fps is None else str(reading.fps),
+        deinterlace=reading.deinterlace,
     )
 
 

@@ -23,7 +23,7 @@ from latentvid.film.finish import discard, finish
 from latentvid.film.folder import SEGMENT_SUFFIXES, RunFolder, run_path
 from latentvid.film.guard import guard_notes
 from latentvid.film.make import FilmReport, Maker, OnProgress, PlainShots, Shots, resumable, sampling_of
-from latentvid.film.options import FilmOptions, film_settings
+from latentvid.film.options import FilmOptions, film_settings, warn_of_long_prompts
 from latentvid.film.preview import Preview
 from latentvid.film.settings import DriftGuard, FilmSettings, RunRecord
 from latentvid.pipeline import LatentVideoPipeline
@@ -121,6 +121,8 @@ def resume_film(
         pipeline = pipeline or load_pipeline(folder.settings)
         check_model(folder, pipeline)
         done = folder.num_complete()
+        if done < folder.record.num_windows:
+            warn_of_long_prompts(pipeline, folder.settings)
         folder.verify(done)
         folder.change(drift_guard=drift_guard, drift_limit=drift_limit)
         if not done:
@@ -197,11 +199,13 @@ def load_pipeline(settings: FilmSettings) -> LatentVideoPipeline:
 
 
 def check_model(run: RunFolder, pipeline: LatentVideoPipeline) -> None:
-    """Refuse another model than the run's own; warn of other versions.
+    """Refuse another model than the run's own; warn of other versions. Steps are spaced as the run was begun with.
 
     Raises:
         CheckpointError: weights differ.
     """
+    if "spacing" not in run.record.weights:  # begun when all models' steps were evenly spaced, or by such a model
+        pipeline.register_to_config(spacing="even")
     found = weights_of(pipeline)
     different = sorted(name for name, expected in run.record.weights.items() if found.get(name) != expected)
     if different:
@@ -223,7 +227,8 @@ def weights_of(pipeline: LatentVideoPipeline) -> dict[str, str]:
     """Return hashes of all that a film's pixels depend on in the model."""
     prior = {k: v for k, v in dict(pipeline.noise_prior.config).items() if not k.startswith("_")}
     scheduler = {k: v for k, v in dict(pipeline.scheduler.config).items() if not k.startswith("_")}
-    return {
+    spacing = {} if pipeline.config.spacing == "even" else {"spacing": pipeline.config.spacing}
+    return spacing | {
         "unet": hash_weights(pipeline.unet.state_dict()),
         "vae": hash_weights(pipeline.autoencoder.state_dict()),
         "text_encoder": hash_weights(pipeline.text_encoder.state_dict()),

@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 
 from latentvid.core.errors import LatentVidError
-from latentvid.film.counted import counted
 from latentvid.film.folder import RunFolder, run_path
 from latentvid.metrics.metric import eight_bit
 from latentvid.metrics.seam import STILL, frame_step
@@ -70,4 +69,7 @@ def joins_of_film(clip: str | Path) -> list[int]:
 
 def _own_frames(run: RunFolder) -> int:
     """Return the frames of the clip that the film continues: those of the film that no window made."""
-    return counted(run.film).num_frames - run.num_shown() if run.settings.clip is not None else 0
+    if run.settings.clip is None:
+        return 0
+    with open_video(run.film) as reader:
+        return reader.counted().num_frames - run.num_shown()

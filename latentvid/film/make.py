@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from latentvid.autoencoders.latent_file import LatentMeta, LatentWriter, describe
 from latentvid.core.errors import ResourceError
+from latentvid.core.memory import memory_failure
 from latentvid.core.rng import Rng
 from latentvid.extension.plan import FilmPlan, Window
 from latentvid.extension.rollout import MadeWindow, make_window
@@ -47,6 +49,7 @@ class Progress:
     """What the drift guard has to say of that window."""
 
 
+_OF_A_DEVICE = re.compile(r"CUDA|cuDNN|CUBLAS|HIP error")
 OnProgress = Callable[[Progress], None]
 
 
@@ -136,7 +139,7 @@ class Maker:
         self.plan = FilmPlan(**run.record.plan)  # type: ignore[arg-type]
         self.sampling = sampling_of(pipeline, settings)
         self.guard = Guard(run, self.plan)
-        self.anchors = load_anchors(run, pipeline.unet.device)
+        self.anchors = load_anchors(run, pipeline.compute_device)
         self.preview = Preview(run)
         self._window, self._calls = 0, 0
         self._meta = latent_meta(pipeline, settings)
@@ -153,7 +156,7 @@ class Maker:
         with resumable(self.run.path):
             self.preview.show(first)
             if carry is None and (first or self.run.carry(0).is_file()):
-                carry = load_carry(self.run.carry(first), self.pipeline.unet.device)
+                carry = load_carry(self.run.carry(first), self.pipeline.compute_device)
             carry = settle(carry or Carry())
             for index in range(first, len(self.plan)):
                 carry = self._make(self.plan[index], carry)
@@ -309,8 +312,9 @@ def resumable(run: Path) -> Iterator[None]:
         yield
     except ResourceError as error:
         raise ResourceError(f"{error} What is finished is kept: `latentvid resume {run}` goes on.") from error
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "CUDA" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        short = memory_failure(error)
+        if short is None and not _OF_A_DEVICE.search(str(error)):
             raise
-        what = str(error).strip().splitlines()[0]
+        what = short or str(error).strip().splitlines()[0].rstrip(".")
         raise ResourceError(f"the device gave out ({what}); `latentvid resume {run}` goes on.") from error

@@ -12,6 +12,7 @@ from latentvid.core.config import validate
 from latentvid.core.errors import UsageError
 from latentvid.core.files import check_output
 from latentvid.core.runtime import Runtime
+from latentvid.extension.guard import CORRECTED
 from latentvid.extension.rules import OverlapRule
 from latentvid.film.anchors import picture
 from latentvid.film.prompts import PromptSchedule
@@ -19,9 +20,6 @@ from latentvid.film.settings import DriftGuard, FilmSettings, Place
 from latentvid.pipeline import LatentVideoPipeline, validate_rule
 from latentvid.video.encoders import choose_codec
 from latentvid.video.rate import as_rate
-
-CORRECTED = 0.1
-"""How far a window may move before it is corrected: less than what is worth a warning, as corrections are gentle."""
 
 
 class FilmOptions(TypedDict, total=False):
@@ -85,14 +83,22 @@ def film_settings(pipeline: LatentVideoPipeline, out: Path, options: FilmOptions
     rule = validate_rule(given.pop("rule", None) or pipeline.config.overlap_rule)
     place = _place(given.pop("runtime", None), pipeline)
     fps = str(as_rate(pipeline.config.fps))
-    return validate(
+    settings = validate(
         {"film": out.name, "rule": rule, "place": place, "fps": fps, "model_fps": fps, **given, **own}, FilmSettings
     )
+    warn_of_long_prompts(pipeline, settings)
+    return settings
+
+
+def warn_of_long_prompts(pipeline: LatentVideoPipeline, settings: FilmSettings) -> None:
+    """Warn of a film's prompts that are longer than the model's text encoder takes."""
+    prompts = [("prompt", settings.prompt)] if settings.prompts is None else settings.prompts.named()
+    pipeline.warn_of_long([*prompts, ("negative prompt", settings.negative_prompt)])
 
 
 def _place(runtime: Runtime | None, pipeline: LatentVideoPipeline) -> Place:
     if runtime is None:
         dtype = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[pipeline.unet.dtype]
-        return Place(device=str(pipeline.unet.device), dtype=dtype, threads=torch.get_num_threads())
+        return Place(device=str(pipeline.compute_device), dtype=dtype, threads=torch.get_num_threads())
     about = runtime.describe()
     return Place(**{name: about[name] for name in ("device", "dtype", "attention", "compile", "threads")})

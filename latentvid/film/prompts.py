@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import PrivateAttr, field_validator
 
 from latentvid.core.config import StrictModel, load_config
 from latentvid.extension.plan import Window
@@ -29,6 +29,7 @@ class PromptSchedule(StrictModel):
     prompts: dict[str, str]
     """"0-63", "64-" (to the end) or "64" (the same) -> prompt; in order, from frame 0 on."""
     transition: Transition = "fade"
+    _file: Path | None = PrivateAttr(None)
 
     @field_validator("prompts")
     @classmethod
@@ -53,6 +54,18 @@ class PromptSchedule(StrictModel):
                 prompt = text
         return prompt
 
+    def named(self) -> list[tuple[str, str]]:
+        """Return each prompt behind a name for it: its frames and, where they came from a file, its line there."""
+        return [(f"prompt of frames {words}{self._place(words)}", text) for words, text in self.prompts.items()]
+
+    def _place(self, words: str) -> str:
+        if self._file is None:
+            return ""
+        pattern = re.compile(rf"[\s{{,]*(['\"]?){re.escape(words)}\1\s*:")
+        lines = self._file.read_text(encoding="utf-8").splitlines() if self._file.is_file() else []
+        number = next((k for k, line in enumerate(lines, 1) if pattern.match(line)), None)
+        return f" ({self._file}{'' if number is None else f', line {number}'})"
+
     def around(self, window: Window, *, before: Window | None = None, given: int = 0) -> tuple[str, str]:
         """Return the prompts that a window comes from and goes to; equal where nothing changes.
 
@@ -72,7 +85,9 @@ def read_prompts(path: str | Path) -> PromptSchedule:
     Raises:
         UsageError: it cannot be read, or its ranges do not follow each other.
     """
-    return load_config(path, PromptSchedule)
+    schedule = load_config(path, PromptSchedule)
+    schedule._file = Path(path)
+    return schedule
 
 
 def _bounds(words: str) -> tuple[int, int | None]:

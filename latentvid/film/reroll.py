@@ -73,10 +73,12 @@ def reroll_window(
         shots = shots_of(folder)
         maker = Maker(pipeline, folder, shots, on_progress)
         again = _Again(maker, index, seed, prompt)
+        pipeline.warn_of_long([("prompt", again.prompt), ("negative prompt", folder.settings.negative_prompt)])
         with torch.no_grad(), resumable(folder.path):
             again.make()
         Preview(folder).part(index).unlink(missing_ok=True)
         drift, notes = finish_run(folder)
+        notes = [f"window {index} was made with the seed {again.seed}", *notes]
         return report_of(folder, shots, start=start, first=index, drift=drift, notes=notes)
 
 
@@ -168,7 +170,7 @@ class _Again:
 
     def anchors(self, window: Window, places: list[int]) -> Tensor:
         """Return the frames of the window that stay, [1 c p h w]."""
-        device = self.pipeline.unet.device
+        device = self.pipeline.compute_device
         if not places:
             return torch.zeros(self.maker.sampling.latent.with_frames(0).dims, device=device)
         numbers = [window.start + place for place in places]
@@ -190,7 +192,7 @@ class _Again:
 
     def _chunks(self, start: int, stop: int) -> Iterator[Tensor]:
         for at in range(start, stop, PRIMING_CHUNK):
-            yield self.latents.read(at, min(stop, at + PRIMING_CHUNK)).to(self.pipeline.unet.device)
+            yield self.latents.read(at, min(stop, at + PRIMING_CHUNK)).to(self.pipeline.compute_device)
 
 
 def sample_between(setting: Setting, sampling: Sampling, window: Window, anchors: Tensor, places: list[int]) -> Tensor:

@@ -11,6 +11,8 @@ from latentvid.core.errors import CheckpointError
 from latentvid.extension.plan import FilmPlan
 from latentvid.extension.rules import RuleConfig
 from latentvid.film.prompts import PromptSchedule
+from latentvid.video.rate import parse_rate
+from latentvid.video.reader import Reading
 
 DriftGuard = Literal["off", "warn", "correct", "stop"]
 SourceFrames = Literal["auto", "copy", "lossless", "reencode"]
@@ -80,6 +82,14 @@ class ClipSettings(StrictModel):
     """What became of all that the clip holds beside its pictures, a sentence each."""
     own: OwnFilm | None = None
     """Where its latents are; None for a clip that is encoded."""
+    given_fps: str | None = None
+    """The rate that was given for numbered pictures, or a stream that states none."""
+    deinterlace: bool = False
+
+    @property
+    def reading(self) -> Reading:
+        """How the clip is opened."""
+        return Reading(None if self.given_fps is None else parse_rate(self.given_fps), self.deinterlace)
 
 
 class FilmSettings(StrictModel):

@@ -32,7 +32,7 @@ class DpmPp2M:
                 x = on_step(i, x)
             clean = denoise(x, levels[i])
             towards = clean
-            if clean_before is not None and levels[i + 1].sigma > 0:
+            if clean_before is not None and i + 1 < len(levels):
                 ahead = _log_ratio(levels[i + 1]) - _log_ratio(levels[i])
                 behind = _log_ratio(levels[i]) - _log_ratio(levels[i - 1])
                 towards = clean + ahead / (2 * behind) * (clean - clean_before)

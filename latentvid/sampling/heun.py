@@ -14,7 +14,7 @@ from latentvid.sampling.solver import Denoise, OnStep, Renoise, ddim
 
 
 class Heun:
-    """Second order, two denoiser calls per step; the last step, whose end has no noise to estimate, is Euler's."""
+    """Second order, two denoiser calls per step; the last step, whose end has little or no noise, is Euler's."""
 
     calls_per_step = 2
 
@@ -33,7 +33,7 @@ class Heun:
             now, then = levels[i], levels[i + 1]
             clean = denoise(x, now)
             end = ddim(x, clean, now, then)
-            if then.sigma == 0:
+            if i + 1 == len(levels):
                 return end
             eps = (x - now.alpha * clean) / now.sigma
             clean_there = denoise(end, then)

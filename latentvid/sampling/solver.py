@@ -47,7 +47,7 @@ class Solver(Protocol):
             denoise: the clean estimate at a state and a level.
             x: state at levels[0], float32 [b c t h w]; left unchanged. From nothing that is the prior's noise,
                 unscaled, also where alpha[0] is not quite zero: diffusers' models were trained around that.
-            levels: noisiest first, the last one clean.
+            levels: noisiest first, the last one clean, or nearly so.
             renoise: noise from the prior; deterministic solvers do not ask for it.
             on_step: sees, and may replace, the state at the start of every step.
         """

@@ -51,4 +51,4 @@ class Advection(nn.Module):
         one, none = torch.ones_like(across), torch.zeros_like(across)
         kernels = torch.stack([none, -down, none, -across, one, across, none, down, none], dim=-1)
         rows = x.reshape(1, -1, *x.shape[-2:])  # [1 n*c h w]
-        return F.conv2d(rows, kernels.view(-1, 1, 3, 3), padding=1, groups=rows.shape[1]).view_as(x)
+        return F.conv2d(rows, kernels.view(-1, 1, 3, 3), padding=1, groups=rows.shape[1]).reshape(x.shape)

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from latentvid.temporal.context import ClipContext
 
+MOST_ROWS = 1 << 15
+"""Places of the picture in one call: CUDA's kernels take no more than 65,535."""
+
 
 def sinusoidal_positions(num_frames: int, channels: int, device: torch.device) -> Tensor:
     """Return fixed sine and cosine positions, float32 [t c]."""
@@ -53,6 +56,7 @@ class TemporalAttention(nn.Module):
         positions = sinusoidal_positions(frames, channels, x.device).to(tokens.dtype)
         qkv = self.to_qkv(self.norm(tokens) + positions)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [bhw heads t d]
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        parts = zip(*(x.split(MOST_ROWS) for x in (q, k, v)), strict=True)
+        mixed = torch.cat([F.scaled_dot_product_attention(*part) for part in parts]).transpose(1, 2).flatten(2)
         out = self.to_out(mixed).view(-1, height, width, frames, channels).permute(0, 3, 4, 1, 2)
         return x + out.reshape(x.shape)

@@ -6,9 +6,10 @@ Image networks see [b*t c h w] and know nothing of t. The network that owns the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -59,3 +60,17 @@ class ClipContext:
                 state.num_frames_seen += num_frames
         finally:
             self.num_frames, self.state, self.motion, self.levels = before
+
+    def bound(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `function` as it runs inside the current clip, for a call after the clip has been left.
+
+        Only for clips without a `StreamState`: a second run would advance it twice.
+        """
+        assert self.state is None
+        num_frames, motion, levels = self.num_frames, self.motion, self.levels
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self.clip(num_frames, motion=motion, levels=levels):
+                return function(*args, **kwargs)
+
+        return run

@@ -24,11 +24,13 @@ from latentvid.core.rng import Rng
 from latentvid.core.shapes import LatentShape
 from latentvid.data.mixture import Latents, Mixture
 from latentvid.denoisers.temporal_unet import TemporalUNet
-from latentvid.denoisers.text import tokenize
+from latentvid.denoisers.text import text_length, tokenize, warn_of_long_captions
 from latentvid.noise.prior import NoisePrior
 from latentvid.pipeline import LatentVideoPipeline
 from latentvid.sampling.prediction import noisy, target
+from latentvid.sampling.schedule import SchedulerSchedule
 from latentvid.temporal.inject import is_temporal
+from latentvid.training.loop import is_main_process
 from latentvid.training.task import Task
 
 VALIDATED_LEVELS = (0.25, 0.5, 0.75, 0.95)
@@ -63,6 +65,8 @@ class DiffusionOptions(StrictModel):
     only motion tells apart is a small part of the error, and everything else cancels between the two."""
     train: Literal["all", "temporal"] = "all"
     """Which layers of the U-Net learn. `temporal` keeps what it knows of single images."""
+    gradient_checkpointing: bool = False
+    """Recompute the U-Net's blocks in the backward pass: less memory, the same gradients, about a third more time."""
     train_text: bool = True
     """Train the text encoder too (a small one made for the model; leave a pretrained one alone)."""
     validation_clips: int = Field(48, ge=1)
@@ -94,10 +98,16 @@ class DiffusionTask(Task):
         self.options = options
         self.rng = Rng(seed)
         self._check_data()
+        if is_main_process():
+            sets = [cache.captions for cache in (self.videos, self.images) if cache is not None]
+            captions = (text for each in sets for texts in each for text in texts)
+            warn_of_long_captions(self.tokenizer, self.text_encoder, captions)
         self._ids: dict[str, Tensor] = {}
 
     def _check_data(self) -> None:
-        """Refuse caches that leave nothing to train on, or whose clips are too short."""
+        """Refuse caches that leave nothing to train on, or whose clips are too short, and timesteps of no table."""
+        if isinstance(self.schedule, SchedulerSchedule) and self.schedule.is_continuous:
+            raise UsageError("models with continuous timesteps (Stable Video Diffusion) cannot be trained here.")
         if self.videos is None and self.images is None:
             raise UsageError("nothing to train on: neither videos nor images are given.")
         held_out = self.options.validation_clips
@@ -170,7 +180,7 @@ class DiffusionTask(Task):
 
     def _tokens(self, text: str) -> Tensor:
         if text not in self._ids:
-            self._ids[text] = tokenize(self.tokenizer, [text])
+            self._ids[text] = tokenize(self.tokenizer, [text], text_length(self.tokenizer, self.text_encoder))
         return self._ids[text]
 
     def _timesteps(self, rng: Rng, batch: int, frames: int, context_share: float) -> tuple[Tensor, Tensor]:
@@ -251,6 +261,8 @@ def choose_layers(unet: TemporalUNet, options: DiffusionOptions) -> TemporalUNet
     """Let those of its layers learn that the options ask for, and return it."""
     for name, parameter in unet.named_parameters():
         parameter.requires_grad_(options.train == "all" or is_temporal(name))
+    if options.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
     return unet
 
 

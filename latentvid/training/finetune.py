@@ -6,6 +6,7 @@ which starts from what the one before exported.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -33,8 +34,17 @@ from latentvid.training.decoder import DecoderOptions, DecoderTask
 from latentvid.training.held_out import Footage
 from latentvid.training.image_guard import Guarded, guard_images
 from latentvid.training.latent_cache import LatentCache, build_cache, cache_name
-from latentvid.training.loop import RESULT, LoopConfig, OnRecord, is_main_process, main_process_first, train
+from latentvid.training.loop import (
+    RESULT,
+    LoopConfig,
+    OnRecord,
+    is_main_process,
+    main_process_first,
+    saved_states,
+    train,
+)
 from latentvid.training.recipes import OnPrepared
+from latentvid.training.resuming import OnNote, check_settings, compare_files
 
 LPIPS_WEIGHT = 0.1
 """Where a trunk is given and no weight."""
@@ -210,7 +220,15 @@ class Finetuned:
     stages: tuple[StageDone, ...]
 
 
-def check_folder(folder: Path, config: FinetuneConfig, vae: str, footage: Footage, *, resume: bool) -> None:
+def check_folder(
+    folder: Path,
+    config: FinetuneConfig,
+    vae: str,
+    footage: Footage,
+    *,
+    resume: bool,
+    on_note: OnNote = warnings.warn,
+) -> None:
     """Make sure that `folder` is new, or holds this very run where it is to be resumed; write down its settings.
 
     Raises:
@@ -224,6 +242,7 @@ def check_folder(folder: Path, config: FinetuneConfig, vae: str, footage: Footag
         "config": config.model_dump(mode="json"),
         "train": [str(clip.path.resolve()) for clip in footage.train],
         "held_out": [str(clip.path.resolve()) for clip in footage.held_out],
+        "deinterlace": any(clip.reading.deinterlace for clip in footage.train),
     }
     if not path.is_file():
         if folder.is_dir() and any(folder.iterdir()):
@@ -234,15 +253,57 @@ def check_folder(folder: Path, config: FinetuneConfig, vae: str, footage: Footag
         raise UsageError(f"{folder} exists and holds a run; pass --resume to go on with it, or name another folder.")
     before = read_json(path)
     if isinstance(before, dict):
-        # Settings that a run does not know came after it, and their defaults are what it did.
-        with suppress(ValidationError):
-            before["config"] = FinetuneConfig.model_validate(before.get("config")).model_dump(mode="json")
-    changed = [key for key in settings if not isinstance(before, dict) or before.get(key) != settings[key]]
-    if changed:
-        raise UsageError(
-            f"{folder} was started with another {changed[0].replace('_', '-')}; resume it with the same settings and "
-            "files, or start in another folder."
-        )
+        before.setdefault("deinterlace", False)
+    if not isinstance(before, dict) or before.keys() != settings.keys():
+        raise CheckpointError(f"{path} is damaged; start in another folder.")
+    # Settings that a run does not know came after it, and their defaults are what it did.
+    with suppress(ValidationError):
+        before["config"] = FinetuneConfig.model_validate(before["config"]).model_dump(mode="json")
+    _check_same(folder, before, settings, config, on_note)
+    if before != settings:
+        write_json(path, settings)
+
+
+def _check_same(
+    folder: Path, before: dict[str, Any], now: dict[str, Any], config: FinetuneConfig, on_note: OnNote
+) -> None:
+    """Refuse to go on with other settings or files, and tell of those that changed and may.
+
+    Stages can be added at the end, and what concerns a stage that was not begun can be changed.
+
+    Raises:
+        UsageError: as above.
+    """
+    begun = {name for name in STAGES if saved_states(folder / RUN / name)}
+    taken = {
+        f"{'' if name == 'temporal' else f'{name}.'}loop.steps": int(saved_states(folder / RUN / name)[-1].name[5:])
+        for name in begun
+    }
+    free = [name for name in STAGES[1:] if name not in begun]
+    stages = before["config"].get("stages") if isinstance(before["config"], dict) else None
+    if isinstance(stages, list) and now["config"]["stages"][: len(stages)] == stages:
+        free.append("stages")
+    old, new = ({key: each[key] for key in ("vae", "deinterlace")} | each["config"] for each in (before, now))
+    for note in check_settings(folder, old, new, taken, free=tuple(free)):
+        on_note(f"{folder}: {note}")
+    compare_files(folder, "to train on", before["train"], now["train"])
+    compare_files(folder, "held out", before["held_out"], now["held_out"])
+    for stage in config.plan():
+        result = folder / RUN / stage.name / RESULT
+        if result.is_file() and _is_done(config, stage, folder / RUN) and read_json(result)["steps"] < stage.loop.steps:
+            why = "it stopped early" if read_json(result)["stopped"] else "the next stage was grown from it"
+            on_note(f"{folder}: stage {stage.name} stays as it is, since {why}")
+
+
+def _is_done(config: FinetuneConfig, stage: Stage, run: Path) -> bool:
+    """Tell whether a stage needs no more steps: it took as many, stopped early, or a later one was grown from it."""
+    if not (run / stage.name / RESULT).is_file():
+        return False
+    later = config.stages[config.stages.index(stage.name) + 1 :]  # type: ignore[arg-type]
+    if any(saved_states(run / name) for name in later):
+        return True
+    done = _stage_done(stage, run / stage.name)
+    return done.stopped or done.steps >= stage.loop.steps
 
 
 def finetune(
@@ -255,6 +316,7 @@ def finetune(
     resume: bool = False,
     on_prepared: OnPrepared | None = None,
     on_record: OnRecord | None = None,
+    on_note: OnNote = warnings.warn,
 ) -> Finetuned:
     """Train, guard single frames, and write the autoencoder and its delta into `folder`.
 
@@ -271,12 +333,12 @@ def finetune(
     check_fits(config, network, footage)
     device = "cpu" if runtime.device.type == "cpu" else "auto"
     if is_main_process():
-        check_folder(folder, config, str(vae), footage, resume=resume)
+        check_folder(folder, config, str(vae), footage, resume=resume, on_note=on_note)
     with locked(folder / RUN) if is_main_process() else nullcontext():
         base = network.without_time()
         run, done = folder / RUN, []
         for stage in config.plan():
-            if not (run / stage.name / RESULT).is_file():
+            if not _is_done(config, stage, run):
                 with main_process_first(device):
                     task = build_task(
                         config,
@@ -307,7 +369,7 @@ def _finished(
     for autoencoder in (base, exported):
         nn.Module.to(autoencoder, runtime.device)
     exported.name = base.name
-    guard = guard_images(exported, base, [clip.path for clip in footage.held_out])
+    guard = guard_images(exported, base, [clip.path for clip in footage.held_out], reading=footage.held_out[0].reading)
     if is_main_process():
         exported.save_with_delta(folder)
     return Finetuned(exported, base, guard, done)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from latentvid.core.errors import InputError, UsageError
-from latentvid.core.files import sha256_of
 from latentvid.data.footage import ClipInfo, scan
+from latentvid.video.numbered import clip_bytes, clip_sha256
+from latentvid.video.reader import AS_STATED, Reading
 
 HELD_OUT_SHARE = 6
 """Every how many files one is held out where nobody says."""
@@ -38,6 +39,7 @@ def find_footage(
     min_side: int,
     held_out: Sequence[str | Path] = (),
     num_held_out: int | None = None,
+    reading: Reading = AS_STATED,
 ) -> Footage:
     """Look at every file and part the usable ones; whole files are held out, never crops.
 
@@ -46,14 +48,15 @@ def find_footage(
         min_frames: shorter files are skipped.
         min_side: so are files of fewer pixels than this in height or width.
         held_out: the same; without them the last `num_held_out` files of `paths` (about one in six).
+        reading: how clips are opened.
 
     Raises:
         InputError: a path does not exist, or nothing usable is left.
         UsageError: too few files to hold one out.
     """
-    found, skipped = _usable(paths, min_frames, min_side)
+    found, skipped = _usable(paths, min_frames, min_side, reading)
     if held_out:
-        kept, unusable = _usable(held_out, min_frames, min_side)
+        kept, unusable = _usable(held_out, min_frames, min_side, reading)
         skipped += unusable
     else:
         count = num_held_out or max(1, round(len(found) / HELD_OUT_SHARE))
@@ -72,9 +75,9 @@ def find_footage(
 
 
 def _usable(
-    paths: Sequence[str | Path], min_frames: int, min_side: int
+    paths: Sequence[str | Path], min_frames: int, min_side: int, reading: Reading
 ) -> tuple[list[ClipInfo], list[tuple[Path, str]]]:
-    found, skipped = scan(paths, min_frames=min_frames)
+    found, skipped = scan(paths, min_frames=min_frames, reading=reading)
     small = [clip for clip in found if min(clip.height, clip.width) < min_side]
     skipped += [
         (clip.path, f"{clip.path}: {clip.width}x{clip.height} pixels, and crops of {min_side} are wanted.")
@@ -90,12 +93,12 @@ def _twins(train: Sequence[ClipInfo], held_out: Sequence[ClipInfo]) -> list[tupl
     """Return training clips whose bytes are those of a held-out clip, under whatever name."""
     sizes: dict[int, list[Path]] = {}
     for clip in held_out:
-        sizes.setdefault(clip.path.stat().st_size, []).append(clip.path)
+        sizes.setdefault(clip_bytes(clip.path), []).append(clip.path)
     return [
         (clip, twin)
         for clip in train
-        for twin in sizes.get(clip.path.stat().st_size, [])
-        if sha256_of(clip.path) == sha256_of(twin)
+        for twin in sizes.get(clip_bytes(clip.path), [])
+        if clip_sha256(clip.path) == clip_sha256(twin)
     ]
 
 

@@ -19,7 +19,7 @@ from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.errors import InputError
 from latentvid.training.decoder import GUARD_DB
 from latentvid.video.pixels import frames_to_tensor
-from latentvid.video.reader import open_video
+from latentvid.video.reader import AS_STATED, Reading
 
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Of the spatial weights' change, tried in this order."""
@@ -55,19 +55,22 @@ class Guarded:
         )
 
 
-def guard_images(autoencoder: TemporalAutoencoder, image: ImageAutoencoder, clips: Sequence[Path]) -> Guarded:
+def guard_images(
+    autoencoder: TemporalAutoencoder, image: ImageAutoencoder, clips: Sequence[Path], *, reading: Reading = AS_STATED
+) -> Guarded:
     """Measure stills of `clips`, and move the spatial weights of `autoencoder` back until the guard holds.
 
     Args:
         autoencoder: finetuned; changed in place where it must be.
         image: the image autoencoder that it was grown from.
         clips: held-out files.
+        reading: how they are opened.
 
     Raises:
         InputError: not one still can be read.
     """
-    before = still_psnr(image, clips)
-    trained = kept = still_psnr(autoencoder, clips)
+    before = still_psnr(image, clips, reading)
+    trained = kept = still_psnr(autoencoder, clips, reading)
     share = 1.0
     start = {k: v for k, v in image.state_dict().items() if v.is_floating_point()}
     change = {k: v.detach() - start[k] for k, v in autoencoder.state_dict().items() if k in start}
@@ -77,21 +80,21 @@ def guard_images(autoencoder: TemporalAutoencoder, image: ImageAutoencoder, clip
                 for name, value in autoencoder.state_dict().items():
                     if name in change:
                         value.copy_(start[name] + share * change[name])
-            kept = still_psnr(autoencoder, clips)
+            kept = still_psnr(autoencoder, clips, reading)
         if kept >= before - GUARD_DB:
             break
     return Guarded(before, trained, kept, share)
 
 
 @torch.no_grad()
-def still_psnr(autoencoder: ImageAutoencoder, clips: Sequence[Path]) -> float:
+def still_psnr(autoencoder: ImageAutoencoder, clips: Sequence[Path], reading: Reading = AS_STATED) -> float:
     """Return the mean PSNR in dB of frames of `clips`, each encoded and decoded as a film of its own.
 
     Raises:
         InputError: not one can be read.
     """
     found = []
-    for frame in _stills(clips):
+    for frame in _stills(clips, reading):
         decoded = next(autoencoder.decode(autoencoder.encode([frame]), size=(frame.shape[-2], frame.shape[-1])))
         error = (decoded.cpu() - frame) / 2
         found.append(-10 * float(error.square().mean().clamp(min=1e-10).log10()))
@@ -100,11 +103,11 @@ def still_psnr(autoencoder: ImageAutoencoder, clips: Sequence[Path]) -> float:
     return sum(found) / len(found)
 
 
-def _stills(clips: Sequence[Path]) -> Iterator[Tensor]:
+def _stills(clips: Sequence[Path], reading: Reading) -> Iterator[Tensor]:
     """Yield frames [1 3 h w] in [-1, 1], spread over each clip; files that break off give fewer."""
     for path in clips[:MOST_CLIPS]:
         try:
-            with open_video(path) as reader:
+            with reading.open(path) as reader:
                 num_frames = reader.meta.num_frames
                 for k in range(min(STILLS_PER_CLIP, num_frames)):
                     at = (2 * k + 1) * num_frames // (2 * STILLS_PER_CLIP)

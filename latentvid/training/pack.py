@@ -14,6 +14,7 @@ from latentvid.core.errors import CheckpointError, UsageError
 from latentvid.core.files import safe_name
 from latentvid.data.captions import caption_of
 from latentvid.data.latent_shards import LatentShards, ShardWriter
+from latentvid.data.text_files import warn_of_odd_bytes
 
 
 def pack_files(files: Iterable[tuple[str, Path, Path]], writer: ShardWriter, *, num_frames: int = 0) -> None:
@@ -29,12 +30,13 @@ def pack_files(files: Iterable[tuple[str, Path, Path]], writer: ShardWriter, *, 
         CheckpointError: a latent file is damaged.
         UsageError: windows were asked for of latents that hold several frames each.
     """
+    odd: dict[Path, int] = {}
     for name, path, clip in files:
         file = LatentFile(path)
         file.verify()
         if num_frames and file.meta.temporal_factor > 1:
             raise UsageError(f"{path}: latents of several frames each cannot be cut into windows; pack them whole.")
-        caption = caption_of(clip)
+        caption = caption_of(clip, odd)
         for start, stop in _windows(file.num_latents, num_frames):
             # Safe names of different files may meet; their hashes do not.
             key = f"{safe_name(name)[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}-{start:06d}"
@@ -42,6 +44,7 @@ def pack_files(files: Iterable[tuple[str, Path, Path]], writer: ShardWriter, *, 
             writer.add(
                 key.replace(".", "-"), file.read(start, stop).to(dtype), _about(file, name, start, stop), caption
             )
+    warn_of_odd_bytes(odd)
 
 
 def open_packed(places: Sequence[str | Path], latent_space: str, *, num_frames: int) -> LatentShards:

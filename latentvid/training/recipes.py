@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -17,7 +19,8 @@ from latentvid.autoencoders.image import ImageAutoencoder
 from latentvid.autoencoders.load import load_image_autoencoder
 from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.config import StrictModel, load_config, read_tree
-from latentvid.core.errors import UsageError, did_you_mean
+from latentvid.core.errors import CheckpointError, UsageError, did_you_mean
+from latentvid.core.files import read_json, write_json
 from latentvid.core.rng import Rng
 from latentvid.data.mixture import Latents, Mixture
 from latentvid.data.tokenizer import build_tokenizer
@@ -30,8 +33,9 @@ from latentvid.training.autoencoder import AutoencoderOptions, AutoencoderTask
 from latentvid.training.decoder import DecoderOptions, DecoderTask
 from latentvid.training.diffusion import DiffusionOptions, DiffusionTask
 from latentvid.training.latent_cache import LatentCache, build_cache, cache_name
-from latentvid.training.loop import LoopConfig, OnRecord, check_folder, train
+from latentvid.training.loop import LoopConfig, OnRecord, check_folder, is_main_process, saved_states, train
 from latentvid.training.pack import open_packed
+from latentvid.training.resuming import OnNote, check_settings
 from latentvid.training.sources import (
     KeptClips,
     LatentsConfig,
@@ -43,6 +47,8 @@ from latentvid.training.sources import (
 from latentvid.training.task import Task
 from latentvid.training.words import WordsOptions, WordsTask
 
+RECIPE = "recipe.json"
+"""What a run was begun with, in its folder."""
 OnPrepared = Callable[[int, int], None]
 """(done, total) of the clips being prepared."""
 
@@ -355,10 +361,42 @@ def run(
     device: str = "auto",
     on_record: OnRecord | None = None,
     on_prepared: OnPrepared | None = None,
+    on_note: OnNote = warnings.warn,
 ) -> dict[str, Any]:
     """Build the recipe's task and train it into `folder`; return the last log record."""
     folder = Path(folder)
     check_folder(folder, resume=resume)  # before any data is prepared
+    if is_main_process():
+        _check_recipe(recipe, folder, resume=resume, on_note=on_note)
     torch.manual_seed(Rng(recipe.loop.seed).seed_of("weights"))  # networks draw their first weights from it
     task = recipe.task(folder, on_prepared)
+    if is_main_process():
+        write_json(folder / RECIPE, recipe.model_dump(mode="json"))
     return train(task, recipe.loop, folder, resume=resume, device=device, on_record=on_record)
+
+
+def _check_recipe(recipe: Recipe, folder: Path, *, resume: bool, on_note: OnNote) -> None:
+    """Refuse to go on with another recipe than a run was begun with, and tell of what changed and may.
+
+    Raises:
+        UsageError: as above, or the folder of a new run holds somebody else's file of the record's name.
+        CheckpointError: the record is damaged.
+    """
+    now, place, states = recipe.model_dump(mode="json"), folder / RECIPE, saved_states(folder)
+    before = read_json(place) if place.is_file() else None
+    if not states:
+        if before not in (None, now) and not resume:
+            raise UsageError(f"{place} is of another run, or none of ours; delete it, or name another folder.")
+        return
+    if before is None and (folder / "loop.json").is_file():  # runs from before recipes were recorded
+        before = {**now, "loop": read_json(folder / "loop.json")}
+    if before is None:
+        return
+    if not isinstance(before, dict):
+        raise CheckpointError(f"{place} is damaged; start in another folder.")
+    # Settings that a run does not know came after it, and their defaults are what it did.
+    with suppress(ValidationError, KeyError):
+        before = RECIPES[before["kind"]].model_validate(before).model_dump(mode="json")
+    taken = {"loop.steps": int(states[-1].name.removeprefix("step-"))}
+    for note in check_settings(folder, before, now, taken):
+        on_note(f"{folder}: {note}")

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from latentvid.core.config import StrictModel
 from latentvid.core.errors import UsageError
 from latentvid.core.rng import Rng
-from latentvid.denoisers.text import tokenize
+from latentvid.denoisers.text import text_length, tokenize, warn_of_long_captions
 from latentvid.pipeline import LatentVideoPipeline
 from latentvid.temporal.advection import TextMotion
+from latentvid.training.loop import is_main_process
 from latentvid.training.task import Task
 
 _RAREST = 0.01
@@ -56,7 +57,9 @@ class WordsTask(Task):
         self.motion = motion.requires_grad_(True)
         object.__setattr__(self, "pipeline", pipeline)  # not a submodule: its other networks are not trained or saved
         self.options, self.rng = options, Rng(seed)
-        self.ids = tokenize(pipeline.tokenizer, captions)
+        if is_main_process():
+            warn_of_long_captions(pipeline.tokenizer, pipeline.text_encoder, captions)
+        self.ids = tokenize(pipeline.tokenizer, captions, text_length(pipeline.tokenizer, pipeline.text_encoder))
         with torch.no_grad():
             self.before = torch.cat([self.text_encoder(ids).last_hidden_state for ids in self.ids.split(256)])
         self.variance = float(self.before.var())

@@ -9,6 +9,7 @@ What follows from a file's packets is found out by trying: a caller joins it to 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import zip_longest
@@ -20,6 +21,7 @@ import torch
 from av.container import OutputContainer
 from av.packet import Packet
 
+from latentvid.core.errors import InputError
 from latentvid.core.files import atomic_path, resource_errors
 from latentvid.video.color import default_tags
 from latentvid.video.companions import DISK_ERRORS, Account, Companions, container_options
@@ -27,7 +29,7 @@ from latentvid.video.container import open_container, reason, video_stream
 from latentvid.video.h264 import BadHeader, PacketForm, ParameterSets, parameter_sets, units_of
 from latentvid.video.meta import VideoMeta
 from latentvid.video.planes import Planes, planes_of, same_planes, stored_frames
-from latentvid.video.reader import PyAVReader, open_video
+from latentvid.video.reader import AS_STATED, PyAVReader, Reading
 
 TOLERANCE_S = Fraction(2, 1000)
 """The clock of some containers ticks in milliseconds."""
@@ -75,8 +77,10 @@ def joint_of(clip: str | Path, out: str | Path) -> Joint:
     planes = planes_of(clip)
     if not planes.fits_h264():
         raise NotAppendable(f"new frames cannot be encoded with pixels of {planes.pix_fmt}")
-    if not len(index.pts) or not isinstance(index.pts, list):
-        raise NotAppendable("its packets carry no times")
+    if isinstance(index.pts, range) or index.is_by_number or index.num_led:
+        raise NotAppendable("its packets do not say when its frames are shown")
+    if index.stated is not None:
+        raise NotAppendable("its packets do not state the right times of its frames")
     start = None if meta.container in _OWN_CLOCK else next(reader.frames(0, 1)).time_s
     end = index.pts[-1] * meta.time_base + (index.last_duration * meta.time_base or 1 / meta.fps)
     found = _survey(clip)
@@ -115,22 +119,29 @@ def append_segments(
 
 
 def kept_frames(
-    out: str | Path, clip: str | Path, segments: Sequence[str | Path] = (), *, in_rgb: bool = False
+    out: str | Path,
+    clip: str | Path,
+    segments: Sequence[str | Path] = (),
+    *,
+    in_rgb: bool = False,
+    reading: Reading = AS_STATED,
 ) -> int | None:
     """Return how many frames a clip has, if `out` shows all of them first, bit for bit and at their times, and then
     those of the segments and no others; else None. Without segments, anything may follow.
 
     Args:
         in_rgb: compare colours, where `out` does not store them as the clip does; else the stored values.
+        reading: how the clip is opened; stored values are those before any deinterlacing.
 
     Raises:
         InputError: the clip is damaged.
     """
     is_same: Callable[[Any, Any], bool] = torch.equal if in_rgb else same_planes
-    theirs = _pictures(out, in_rgb=in_rgb)
+    theirs = _until_damage(_pictures(out, in_rgb=in_rgb))
     start: Fraction | None = None
     count = 0
-    for time_s, mine in _pictures(clip, in_rgb=in_rgb, pix_fmt=None if in_rgb else planes_of(clip).pix_fmt):
+    pix_fmt = None if in_rgb else planes_of(clip).pix_fmt
+    for time_s, mine in _pictures(clip, reading, in_rgb=in_rgb, pix_fmt=pix_fmt):
         at, other = next(theirs, (Fraction(0), None))
         if other is None or not is_same(other, mine):
             return None
@@ -146,22 +157,29 @@ def kept_frames(
     return count
 
 
-def begins_with(out: str | Path, clip: str | Path) -> bool:
+def begins_with(out: str | Path, clip: str | Path, reading: Reading = AS_STATED) -> bool:
     """Whether `out` shows every frame of `clip` first, bit for bit and at its time."""
-    return kept_frames(out, clip, in_rgb=True) is not None
+    return kept_frames(out, clip, in_rgb=True, reading=reading) is not None
 
 
-def _pictures(path: str | Path, *, in_rgb: bool, pix_fmt: str | None = None) -> Iterator[tuple[Fraction, Any]]:
+def _pictures(
+    path: str | Path, reading: Reading = AS_STATED, *, in_rgb: bool, pix_fmt: str | None = None
+) -> Iterator[tuple[Fraction, Any]]:
     """Yield the frames of a file with their times, as RGB tensors or as they are stored."""
     if in_rgb:
-        with open_video(path) as reader:
+        with reading.open(path) as reader:
             yield from ((frame.time_s, frame.pixels) for frame in reader.frames())
     else:
-        yield from ((frame.time_s, frame.picture) for frame in stored_frames(path, pix_fmt))
+        yield from ((frame.time_s, frame.picture) for frame in stored_frames(path, pix_fmt, fps=reading.fps))
+
+
+def _until_damage(pictures: Iterator[tuple[Fraction, Any]]) -> Iterator[tuple[Fraction, Any]]:
+    with suppress(InputError):
+        yield from pictures
 
 
 def _codec_in_words(meta: VideoMeta) -> str:
-    kind = meta.container.split(",")[0]
+    kind = meta.container.split(",")[0].removesuffix("_pipe")
     if meta.container in _OWN_CLOCK:
         return f"its codec is {meta.codec}"
     file = f"it is {'an' if kind[0] in 'aeio' else 'a'} {kind} file"
@@ -190,7 +208,7 @@ def _copy(clip: Path, segments: list[Path], target: OutputContainer, joint: Join
         tick = own.time_base or Fraction(1, 90_000)
         video.time_base = tick
         companions = Companions(clip, source, target, video, joint.start_s)
-        shift, is_begun = round((joint.start_s or 0) / tick), False
+        shift, is_begun, decoded_until = round((joint.start_s or 0) / tick), False, 0
         decode_times = iter(joint.decode_times or ())
         for packet in source.demux(own, *companions.streams):
             if packet.stream.index != own.index:
@@ -198,20 +216,24 @@ def _copy(clip: Path, segments: list[Path], target: OutputContainer, joint: Join
                     target.mux_one(other)
                 continue
             is_begun |= packet.is_keyframe
-            if packet.size == 0 or not is_begun:  # what lies in front of the first key frame cannot be shown
+            # What lies in front of the first key frame cannot be shown, nor what a cut has left without a time.
+            if packet.size == 0 or not is_begun or packet.pts is None:
                 continue
             dts = packet.dts if joint.decode_times is None else next(decode_times)
-            if packet.pts is None or dts is None:
+            if dts is None:
                 raise NotAppendable("its packets carry no times")
             copy = packet if form.is_usual else _in_usual_form(packet, form)
             copy.pts, copy.dts = packet.pts - shift, dts - shift
             copy.stream = video
+            decoded_until = copy.dts + (packet.duration or round(1 / fps / tick))
             target.mux_one(copy)
+        # New frames are decoded as early as the clip's, so that the steps in between are even.
+        ahead = max(0, round(joint.end_s / tick) - decoded_until)
         for n, packet in enumerate(_packets(segments)):
             start, end = (round((joint.end_s + k / fps) / tick) for k in (n, n + 1))
             packet.stream = video
             packet.time_base = tick
-            packet.pts = packet.dts = start
+            packet.pts, packet.dts = start, start - ahead
             packet.duration = end - start
             target.mux_one(packet)
         return companions.account
@@ -243,18 +265,17 @@ class _Survey:
     header: ParameterSets
     inside: list[bytes]
     """Parameter sets that packets carry."""
-    shown: list[int | None]
-    """When each packet from the first key frame on is shown, in the order of decoding, ticks."""
+    shown: list[int]
+    """When each packet from the first key frame on is shown, in the order of decoding, ticks; those that say it."""
     is_timed: bool
     """Whether all of them say when they are decoded."""
 
     def decode_times(self) -> tuple[int, ...] | None:
         """Return decode times where the file does not state them: the show times in order, early enough for all."""
-        shown = [time for time in self.shown if time is not None]
-        if self.is_timed or len(shown) < len(self.shown):
+        if self.is_timed or not self.shown:
             return None
-        ordered = sorted(shown)
-        delay = max(due - time for due, time in zip(ordered, shown, strict=True))
+        ordered = sorted(self.shown)
+        delay = max(due - time for due, time in zip(ordered, self.shown, strict=True))
         return tuple(time - delay for time in ordered)
 
 
@@ -265,7 +286,7 @@ def _survey(path: Path) -> _Survey:
         NotAppendable: its parameter sets cannot be read.
     """
     inside: dict[bytes, None] = {}
-    shown: list[int | None] = []
+    shown: list[int] = []
     is_timed, is_begun = True, False
     with open_container(path) as container:
         stream = video_stream(path, container)
@@ -277,7 +298,7 @@ def _survey(path: Path) -> _Survey:
                 if packet.size == 0:
                     continue
                 inside.update(dict.fromkeys(parameter_sets(form.units(bytes(packet)))))
-                if is_begun:
+                if is_begun and packet.pts is not None:
                     shown.append(packet.pts)
                     is_timed &= packet.dts is not None
         except av.FFmpegError as error:

@@ -51,6 +51,10 @@ class DecordReader:
         """The reference reader's facts, which decord was found to agree with."""
         return self._reference.meta
 
+    def counted(self) -> VideoMeta:
+        """Return `meta`; files whose frames are not counted are refused."""
+        return self._reference.counted()
+
     def frames(self, start: int = 0, stop: int | None = None) -> Iterator[Frame]:
         """Yield frames start .. stop - 1 in display order, decoding in batches of bounded size.
 
@@ -100,6 +104,8 @@ class DecordReader:
             raise self._refusal(f"it does not read {meta.codec} reliably")
         if not meta.container.startswith(_CONTAINERS):
             raise self._refusal(f"it does not read {meta.container} files reliably")
+        if self._reference.is_deinterlaced:
+            raise self._refusal("it does not deinterlace")
         if index.num_hidden:
             raise self._refusal("it ignores the file's edit list")
         if meta.color_matrix == "bt709" and "color_matrix" in meta.assumed:

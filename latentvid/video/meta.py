@@ -17,7 +17,7 @@ class VideoMeta:
     width: int
     height: int
     fps: Fraction
-    """Average frame rate. Of a clip of variable rate it is no frame's own duration; see `is_variable_rate`."""
+    """The rate at which most frames follow each other, whatever gaps there are; see `is_variable_rate`."""
     num_frames: int
     num_frames_source: Literal["counted", "claimed"]
     """"counted": every shown frame was seen; "claimed": what the container or its packets say."""

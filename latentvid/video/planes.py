@@ -18,7 +18,7 @@ from latentvid.core.errors import InputError
 from latentvid.video.color import ColorReading, FromRgb, default_tags, has_alpha, is_rgb_format
 from latentvid.video.container import decoded, open_container, reason, video_stream
 from latentvid.video.orientation import Orientation
-from latentvid.video.reader import FrameMaker, PyAVReader
+from latentvid.video.reader import PyAVReader
 
 # Each on the right holds the same values in another order.
 _SAME_VALUES = {
@@ -118,7 +118,7 @@ def planes_of(path: str | Path) -> Planes:
         field_order = int(stream.codec_context.field_order)
         color_range = int(stream.codec_context.color_range)
         ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
-        pictures = decoded(container, stream)
+        pictures = decoded(container, stream, scan.index.pieces)
         picture = next(pictures)
         tags = (
             int(picture.colorspace),
@@ -149,16 +149,29 @@ def _display_matrix(picture: VideoFrame) -> tuple[int, ...] | None:
     return tuple(int(n) for n in numbers[:9]) if numbers.size >= 9 else None
 
 
-def stored_frames(path: str | Path, pix_fmt: str | None = None) -> Iterator[StoredFrame]:
+def stored_frames(
+    path: str | Path, pix_fmt: str | None = None, *, fps: Fraction | None = None
+) -> Iterator[StoredFrame]:
     """Yield the frames that a reader of the file yields, at their times, as they are stored.
 
     Args:
         pix_fmt: a format of equal values to have them in, as `Planes` names it; by default the file's own.
+        fps: the rate of a file that states none.
 
     Raises:
         InputError: the file is damaged.
     """
-    return iter(_StoredReader(Path(path), pix_fmt).frames())  # type: ignore[arg-type]
+    path, scaler = Path(path), VideoReformatter()
+    reader = PyAVReader(path, fps=fps)
+    width, height = reader.scan.stored_size
+    for picture, time_s, number in reader.stored():
+        wanted = pix_fmt or picture.format.name
+        if (picture.width, picture.height, picture.format.name) != (width, height, wanted):
+            try:
+                picture = scaler.reformat(picture, width, height, wanted)
+            except av.FFmpegError as error:
+                raise InputError(f"{path}: frame {number} cannot be converted ({reason(error)}).") from error
+        yield StoredFrame(picture, time_s)
 
 
 def same_planes(one: VideoFrame, other: VideoFrame) -> bool:
@@ -184,29 +197,3 @@ def _rows(picture: VideoFrame, index: int) -> np.ndarray:
     depth = max(component.bits for component in picture.format.components)
     width = plane.width * (1 if depth <= 8 else 2 if depth <= 16 else 4)
     return np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[:, :width]
-
-
-class _StoredReader(PyAVReader):
-    def __init__(self, path: Path, pix_fmt: str | None) -> None:
-        super().__init__(path)
-        self._pix_fmt = pix_fmt
-
-    def _frame_maker(self) -> FrameMaker:
-        return _StoredMaker(self._path, self, self._pix_fmt)
-
-
-class _StoredMaker(FrameMaker):
-    def __init__(self, path: Path, reader: PyAVReader, pix_fmt: str | None) -> None:
-        super().__init__(path, reader.scan)
-        self._pix_fmt = pix_fmt
-        self._scaler = VideoReformatter()
-
-    def __call__(self, picture: VideoFrame, time_s: Fraction, index: int) -> StoredFrame:  # type: ignore[override]
-        width, height = self._scan.stored_size
-        pix_fmt = self._pix_fmt or picture.format.name
-        if (picture.width, picture.height, picture.format.name) != (width, height, pix_fmt):
-            try:
-                picture = self._scaler.reformat(picture, width, height, pix_fmt)
-            except av.FFmpegError as error:
-                raise InputError(f"{self._path}: frame {index} cannot be converted ({reason(error)}).") from error
-        return StoredFrame(picture, time_s)

@@ -53,6 +53,7 @@ def concat_segments(
     *,
     audio_from: str | Path | None = None,
     beside: Beside | None = None,
+    fps: Fraction | None = None,
     overwrite: bool = True,
 ) -> Account:
     """Write one file that shows the segments one after another, frame for frame what each decodes to alone.
@@ -64,6 +65,7 @@ def concat_segments(
         audio_from: a file whose sound is copied along, from its first picture on and to the end of the film; a file
             without sound adds none.
         beside: a clip all of whose sound, subtitles, chapters and so on are carried along.
+        fps: the rate that the file states, where it states one besides its frames' times.
 
     Returns what became of these.
 
@@ -80,7 +82,7 @@ def concat_segments(
         options = container_options(written, beside.path if beside else None)
         try:
             with av.open(f"file:{written}", "w", container_options=options) as target:
-                return _copy(segments, target, None if audio_from is None else Path(audio_from), beside)
+                return _copy(segments, target, None if audio_from is None else Path(audio_from), beside, fps)
         except (av.FFmpegError, ValueError) as error:
             if isinstance(error, OSError) and (not isinstance(error, av.FFmpegError) or error.errno in DISK_ERRORS):
                 raise
@@ -90,7 +92,11 @@ def concat_segments(
 
 
 def _copy(
-    segments: Sequence[_Segment], target: OutputContainer, audio_from: Path | None, beside: Beside | None
+    segments: Sequence[_Segment],
+    target: OutputContainer,
+    audio_from: Path | None,
+    beside: Beside | None,
+    fps: Fraction | None,
 ) -> Account:
     with open_container(segments[0].path) as template_file:
         template = video_stream(segments[0].path, template_file)
@@ -99,6 +105,8 @@ def _copy(
         ratio = template.sample_aspect_ratio
         if ratio and ratio != 1:  # which only some codecs state themselves
             video.codec_context.sample_aspect_ratio = ratio
+        if fps is not None:
+            video.codec_context.framerate = fps
         if beside is not None:
             with open_container(beside.path) as source:
                 companions = Companions(beside.path, source, target, video, beside.start_s)

@@ -16,6 +16,7 @@ from av.packet import Packet
 
 from latentvid.core.errors import InputError, UsageError
 from latentvid.video.container import open_container, reason, video_stream
+from latentvid.video.scan import scan
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +46,11 @@ def picture_start(path: Path) -> Fraction:
         if not container.streams.video:
             return Fraction(0)
         stream = video_stream(path, container)
-        if stream.start_time is None or stream.time_base is None:
-            return Fraction(0)
-        return stream.start_time * stream.time_base
+        by_packets = (stream.start_time or 0) * (stream.time_base or Fraction(1))
+    try:
+        return scan(path).meta.start_s  # captures may begin with packets that cannot be decoded
+    except InputError:
+        return by_packets
 
 
 @contextmanager

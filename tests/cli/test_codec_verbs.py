@@ -74,6 +74,58 @@ def test_a_folder_and_back(footage: Path, tmp_path: Path, capsys: pytest.Capture
     assert not (tmp_path / "b.png").exists()
 
 
+def test_a_clip_that_is_missing_costs_the_others_nothing(
+    footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vae = ("--vae", footage / "vae", "--device", "cpu", "--max-frames", 1)
+    film, gone, empty = footage / "in" / "film.mp4", tmp_path / "gone.mp4", tmp_path / "empty"
+    empty.mkdir()
+    words = ("encode", gone, film, footage / "bad" / "broken.mp4", empty, "-o", tmp_path / "latents", *vae)
+    out, err = call(capsys, *words, "--json", code=6)
+    found = json.loads(out)
+    assert {clip["source"]: clip["status"] for clip in found["clips"]} == {
+        str(gone): "failed", str(empty): "failed", str(film): "encoded", str(footage / "bad" / "broken.mp4"): "failed",
+    }  # fmt: skip
+    assert "3 of 4 clips failed, the others are done" in err
+    assert f"failed: {gone}: no such file" in err
+    assert (tmp_path / "latents" / "film.mp4.safetensors").is_file()
+    table, _ = call(capsys, *words, "-q", code=6)
+    assert table.splitlines()[-1] == "3 failed, 1 skipped"
+    call(capsys, "encode", gone, empty, "-o", tmp_path / "none", *vae, code=3)
+    _, err = call(capsys, "encode", gone, film, "-o", tmp_path / "a.safetensors", *vae, code=2)
+    assert "one file for 2 clips" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("b.mp4", "a video"),
+        ("b.MKV", "a video"),
+        ("b.png", "a picture"),
+        ("b.pt", "a file"),
+        ("b.SAFETENSORS", "a file"),
+    ],
+)
+def test_no_folder_is_given_the_name_of_a_file(
+    name: str, kind: str, footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    film, target = footage / "in" / "film.mp4", tmp_path / name
+    for words in (
+        ("encode", film, "-o", target),
+        ("encode", film, "-o", tmp_path / "latents", "--pack", target),
+        ("finetune-decoder", film, "-o", target),
+        ("train", tmp_path / "none.yaml", "-o", target),
+    ):
+        _, err = call(capsys, *words, code=2)
+        assert f"{target} looks like {kind}" in err
+        assert not list(tmp_path.iterdir())
+    _, err = call(capsys, "encode", film, "-o", target, code=2)
+    assert "latents are .safetensors" in err
+    target.mkdir()
+    call(capsys, "encode", film, "-o", target, "--vae", footage / "vae", "--device", "cpu", "--max-frames", 1)
+    assert (target / "film.mp4.safetensors").is_file()
+
+
 def test_shares_meet_nowhere_and_leave_nothing(
     footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,3 +155,35 @@ def test_tiles_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
 
     monkeypatch.setattr(load, "load_autoencoder", tight)
     assert "tiles" in call(capsys, *words, "-o", tmp_path / "tiled.mp4")[1]
+
+
+def test_numbered_pictures_at_a_rate(footage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shot = tmp_path / "in" / "shot"
+    shot.mkdir(parents=True)
+    for number, picture in enumerate(numbered(6, 32, 48)):
+        Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(shot / f"f{number:03}.png")
+    vae = ("--vae", footage / "vae", "--device", "cpu")
+    target = tmp_path / "a.safetensors"
+    for clip in (shot, shot / "f%03d.png"):
+        out, _ = call(capsys, "encode", clip, "-o", target, *vae, "--fps", "24000/1001", "--json", "--overwrite")
+        assert json.loads(out)["clips"][0]["num_frames"] == 6
+    _, err = call(capsys, "decode", target, "-o", tmp_path / "a.mp4", *vae, "--audio", "source")
+    assert "holds no sound" in err
+    meta = open_video(tmp_path / "a.mp4").meta
+    assert (meta.fps, meta.num_frames) == (Fraction(24000, 1001), 6)
+    out, _ = call(capsys, "encode", tmp_path / "in", "-o", tmp_path / "all", *vae, "--fps", 12, "--json")
+    assert (tmp_path / "all" / "shot.safetensors").is_file()
+    again, _ = call(capsys, "encode", tmp_path / "in", "-o", tmp_path / "all", *vae, "--fps", 12, "--json")
+    assert json.loads(again)["counts"] == {"skipped": 1}
+    _, err = call(capsys, "encode", tmp_path / "in", "-o", tmp_path / "all", *vae, "--fps", 13, code=2)
+    assert "12 frames per second" in err
+    out, err = call(capsys, "encode", shot, "-o", tmp_path / "stills", *vae, "--json")
+    assert json.loads(out)["counts"] == {"encoded": 6}
+    assert "--fps makes them one clip" in err
+    out, _ = call(capsys, "inspect", shot, "--fps", 12, "--json")
+    assert (json.loads(out)["num_frames"], json.loads(out)["fps"]) == (6, "12/1")
+    out, _ = call(capsys, "drift", shot, "--fps", 12, "--json")
+    for words in (("inspect", shot), ("drift", shot), ("evaluate", "reconstruction", shot, *vae)):
+        _, err = call(capsys, *words, code=2)
+        assert "--fps" in err
+        assert len(err.strip().splitlines()) == 1

@@ -125,10 +125,17 @@ def test_what_the_machine_lacks_is_code_5(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_cuda_out_of_memory_is_code_5(failing: Callable[[BaseException], int]) -> None:
+def test_cuda_out_of_memory_is_code_5(
+    failing: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+) -> None:
     import torch
 
-    assert failing(torch.OutOfMemoryError("CUDA out of memory.\nlong story")) == 5
+    story = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.19 GiB.\nlong story"
+    assert failing(torch.OutOfMemoryError(story)) == 5
+    said = capsys.readouterr().err
+    assert said == (
+        "error: out of memory: 20.00 MiB more did not fit; try --max-memory, a smaller size or fewer frames.\n"
+    )
 
 
 def test_a_bug_is_one_line_and_the_way_to_its_traceback(

@@ -75,6 +75,39 @@ def test_an_autoencoder_from_a_config(config: Path, capsys: pytest.CaptureFixtur
     assert facts["validation"]["psnr"] > 0
 
 
+def test_what_may_change_when_a_run_goes_on(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(config, "-q") == 0
+    run = config.parent / "run"
+    capsys.readouterr()
+    lr = ("--set", "loop.lr=0.5", "--set", "source.num_clips=7", "--resume")
+    refused = (
+        "begun with other settings: source.num_clips was 6 and is now 7, loop.lr was 0.001 and is now 0.5; resume it"
+    )
+    assert train(config, *lr) == 2
+    assert refused in capsys.readouterr().err
+    assert train(config, "--set", "loop.steps=3", "--resume") == 2
+    assert "has taken 4 steps; loop.steps can be 4 or more, not 3" in capsys.readouterr().err
+    harmless = ("--set", "loop.log_every=1", "--set", "loop.save_every=1", "--resume")
+    assert train(config, *harmless, "--set", "loop.steps=5") == 0
+    said = capsys.readouterr().err
+    assert (
+        "loop.steps was 4 and is now 5; the learning rate falls along a cosine to the last step, so from step 4" in said
+    )
+    assert "training: 5/5 steps" in said
+    (run / "recipe.json").unlink()  # as runs were before
+    assert train(config, "--set", "loop.lr=0.5", "--set", "loop.steps=5", "--resume") == 2
+    assert "loop.lr was 0.001 and is now 0.5;" in capsys.readouterr().err
+    assert train(config, "--set", "loop.steps=6", "--resume") == 0
+    assert json.loads((run / "recipe.json").read_text())["loop"]["steps"] == 6
+    (run / "recipe.json").write_text("[]")
+    assert train(config, "--set", "loop.steps=6", "--resume") == 4
+    own = config.parent / "own"
+    own.mkdir()
+    (own / "recipe.json").write_text('"of pancakes"')
+    assert main(["train", str(config), "-o", str(own), "--device", "cpu"]) == 2
+    assert (own / "recipe.json").read_text() == '"of pancakes"'
+
+
 def test_a_diffusion_model_from_a_config_and_one_to_go_on_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

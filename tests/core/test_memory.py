@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from latentvid.core.errors import UsageError
-from latentvid.core.memory import format_bytes, free_memory, parse_bytes, peak_rss_bytes
+from latentvid.core.memory import format_bytes, free_memory, memory_failure, parse_bytes, peak_rss_bytes
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,21 @@ def test_the_peak_is_that_of_this_process_and_never_falls() -> None:
 
 def test_the_host_has_some_memory_free() -> None:
     assert 1 << 20 < free_memory("cpu") < 1 << 50
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "out of memory"),
+        (RuntimeError("CUDA error: out of memory"), "out of memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "out of memory"),
+        (RuntimeError("FIND was unable to find an engine to execute this computation"), "out of memory"),
+        (RuntimeError("can't allocate memory: you tried to allocate 9 bytes. Error"), "9 bytes more did not fit"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), None),
+        (ValueError("out of memory"), None),
+    ],
+)
+def test_what_allocators_say_is_understood(error: BaseException, words: str | None) -> None:
+    found = memory_failure(error)
+    assert (found is None) == (words is None)
+    assert (words or "") in (found or "")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sys
+import sysconfig
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,6 +117,16 @@ def test_compile_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ResourceError, match="compiler"):
         resolve_runtime(device="cpu", compile=True)
+
+
+def test_compile_on_cuda_needs_what_triton_builds_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(runtime_module, "find_spec", lambda name: object())
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    for found, sentence in ((None, "C compiler"), ("/usr/bin/gcc", "Python.h")):
+        monkeypatch.setattr(shutil, "which", lambda name, found=found: found)
+        with pytest.raises(ResourceError, match=sentence):
+            runtime_module._check_compiler(torch.device("cuda"))
 
 
 def test_xformers_processors_are_set_and_sdpa_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,10 +10,14 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from latentvid.core.errors import InputError
 from latentvid.data.footage import DecodedClips, FootageClips, resize, scan
+from latentvid.training.held_out import find_footage
+from latentvid.video.meta import VideoMeta
+from latentvid.video.reader import PyAVReader, Reading, open_video
 
 
 def write(path: Path, num_frames: int, height: int = 48, width: int = 64) -> Path:
@@ -131,3 +136,47 @@ def test_real_footage(assets: Path) -> None:
     assert video.shape == (8, 3, 64, 64)
     assert clip.caption == ""
     assert video.float().std() > 1
+
+
+def test_footage_of_numbered_pictures(tmp_path: Path) -> None:
+    shot = tmp_path / "in" / "shot"
+    shot.mkdir(parents=True)
+    for number in range(12):
+        Image.fromarray(np.full((48, 64, 3), 20 * number, np.uint8)).save(shot / f"{number}.png")
+    found, _ = scan([tmp_path / "in"], min_frames=8, reading=Reading(Fraction(12)))
+    assert [(clip.path, clip.num_frames) for clip in found] == [(shot, 12)]
+    frames = DecodedClips(1 << 24).frames(found[0], 10, 12)
+    assert frames.float().mean((1, 2, 3)).tolist() == [200, 220]
+    footage = find_footage(
+        [tmp_path / "in", write(tmp_path / "a.mkv", 9)], min_frames=8, min_side=16, reading=found[0].reading
+    )
+    assert [clip.path for clip in (*footage.train, *footage.held_out)] == [shot, tmp_path / "a.mkv"]
+
+
+def test_claimed_frames_are_counted_where_they_decide(tmp_path: Path) -> None:
+    # VP8 has packets that are never shown, so its frames are claims.
+    clip = tmp_path / "a.mkv"
+    with av.open(str(clip), "w") as container:
+        stream = container.add_stream("libvpx", rate=Fraction(12), options={"auto-alt-ref": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(12):
+            picture = np.full((48, 64, 3), 20 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="yuv420p")))
+        container.mux(stream.encode())
+    reader = open_video(clip)
+    assert (reader.meta.num_frames_source, reader.counted().num_frames_source) == ("claimed", "counted")
+    counted: list[Path] = []
+    count = PyAVReader.counted
+
+    def noted(reader: PyAVReader) -> VideoMeta:
+        counted.append(Path(reader.meta.path))
+        return replace(count(reader), num_frames=9)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PyAVReader, "counted", noted)
+        assert [found.num_frames for found in scan([clip], min_frames=5)[0]] == [12]  # sure to suffice
+        assert not counted
+        found, skipped = scan([clip], min_frames=10)
+        assert counted == [clip]
+        assert not found
+        assert "9 frames, and 10 are needed" in skipped[0][1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import unicodedata
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from PIL import Image
 
 from latentvid.core.errors import InputError, UsageError
 from latentvid.core.rng import Rng
-from latentvid.data.captions import read_captions
+from latentvid.data.captions import caption_of, read_captions
 from latentvid.data.mixture import Mixture
 from latentvid.data.pseudo_video import Camera, PseudoVideos, Window, draw_path, pan_and_zoom
 
@@ -187,6 +189,9 @@ def test_templates_are_filled_where_their_labels_are_known(clips: Path) -> None:
         ("table.csv", "file_name,caption\n\0.mp4,x\n", InputError, "cannot be read as a CSV table"),
         ("table.csv", "file_name,caption\na.mp4,\udcff\n", InputError, "cannot be read as a CSV table"),
         ("table.csv", None, InputError, "cannot be read as a CSV table"),
+        ("table.jsonl", '{"file_name": "a.mp4"}\n[]\n', InputError, "JSON lines table .line 2 is no object"),
+        ("table.jsonl", '{"caption": "a"}', InputError, "JSON lines table .line 1 is no object"),
+        ("swim_fast/b.json", '{"caption": "\udce9"}', InputError, r"b\.json: not JSON .1 bytes are not UTF-8"),
         ("swim_fast/b.json", "{", InputError, r"b\.json: not JSON"),
         ("swim_fast/b.json", "[" * 9000, InputError, r"b\.json: not JSON"),
         ("swim_fast/b.json", "[]", InputError, r"b\.json: captions are a mapping"),
@@ -195,11 +200,93 @@ def test_templates_are_filled_where_their_labels_are_known(clips: Path) -> None:
 def test_captions_that_cannot_be_read_are_said(
     clips: Path, name: str, text: str | None, error: type[Exception], sentence: str
 ) -> None:
-    (clips / name).unlink()
+    (clips / name).unlink(missing_ok=True)
     if text is not None:
         (clips / name).write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(error, match=sentence):
-        captions(clips, table=clips / "table.csv")
+        captions(clips, table=clips / (name if "table" in name else "table.csv"))
+
+
+@pytest.mark.parametrize(
+    ("data", "expected", "num_odd"),
+    [
+        ("naïve été\n".encode(), ["naïve été"], 0),
+        ("\ufeffa cat\r\n\r\n  a dog  \r\n".encode(), ["a cat", "a dog"], 0),
+        ("a cat\r\ufeffa\x0bdog\u2028runs".encode(), ["a cat", "a\x0bdog\u2028runs"], 0),
+        ("naïve 日本\n𝄞".encode("utf-16"), ["naïve 日本", "𝄞"], 0),
+        ("\ufeffnaïve 日本".encode("utf-16-be"), ["naïve 日本"], 0),
+        ("\ufeffnaïve 日本".encode("utf-32-le"), ["naïve 日本"], 0),
+        ("naïve cat".encode("utf-16-le"), ["naïve cat"], 0),
+        ("naïve cat".encode("utf-16-be"), ["naïve cat"], 0),
+        ("naïve été".encode("latin-1"), ["naïve été"], 3),
+        ("“a”".encode("cp1252") + " é…\n".encode(), ["“a” é…"], 2),
+        (b"\xef\xbb\xbfa \x85\xff b", ["a …ÿ b"], 2),
+        ("\ufeffcat".encode("utf-16-le") + b"\0\xd8\x41", ["cat"], 3),
+        (b"\xef\xbb\xbf", [], 0),
+        (b"", [], 0),
+    ],
+)
+def test_captions_in_any_encoding(tmp_path: Path, data: bytes, expected: list[str], num_odd: int) -> None:
+    clip, place = tmp_path / "my.clip.v2.mp4", tmp_path / "my.clip.v2.txt"
+    place.write_bytes(data)
+    (tmp_path / "my.clip.txt").write_text("another's")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert read_captions([clip]) == {clip: expected}
+    assert [str(place) in str(each.message) for each in told] == [True] * bool(num_odd)
+    if num_odd:
+        assert f"({num_odd} bytes)" in str(told[0].message)
+    odd: dict[Path, int] = {}
+    assert caption_of(clip, odd) == (expected or [""])[0]
+    assert odd == ({place: num_odd} if num_odd else {})
+
+
+def test_a_character_at_the_end_of_what_is_read_is_not_called_odd(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"line\n" + (1 << 15) * "é".encode())
+    odd: dict[Path, int] = {}
+    assert caption_of(tmp_path / "a.mp4", odd) == "line"
+    assert not odd
+
+
+@pytest.mark.parametrize(
+    ("clip", "own"),
+    [
+        ("my.clip.v2.mp4", "my.clip.v2.txt"),
+        ("my.clip.v2", "my.clip.v2.txt"),
+        ("shot.001", "shot.001.txt"),
+        ("a.MOV", "a.txt"),
+        ("a.f4v", "a.txt"),
+        ("ünï 日本.mp4", "ünï 日本.txt"),
+        (unicodedata.normalize("NFD", "ünï.mp4"), unicodedata.normalize("NFC", "ünï.txt")),
+        (unicodedata.normalize("NFC", "ünï.mp4"), unicodedata.normalize("NFD", "ünï.txt")),
+    ],
+)
+def test_a_clip_finds_its_own_captions(tmp_path: Path, clip: str, own: str) -> None:
+    folder = tmp_path / "sub.dir ünï"
+    folder.mkdir()
+    for name in ("my.clip.txt", "my.txt", "my.clip.v3.txt", "shot.txt", "b.txt"):
+        (folder / name).write_text("another's")
+    assert caption_of(folder / clip, {}) == ""
+    (folder / own).write_text("its own")
+    assert caption_of(folder / clip, {}) == "its own"
+    (folder / own).unlink()
+    (folder / own).with_suffix(".json").write_text('\ufeff{"caption": "its own"}', encoding="utf-16")
+    assert list(read_captions([folder / clip]).values()) == [["its own"]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", 'file_name,caption,who\r\nünï/a.b.mp4,"näch, ste",x\r\nünï/a.b.mp4,zwei\r\n'),
+        ("t.jsonl", '{"file_name": "ünï/a.b.mp4", "caption": ["näch, ste", "zwei"]}\r\n\r\n'),
+    ],
+)
+def test_tables_in_any_encoding(tmp_path: Path, encoding: str, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding=encoding, newline="")
+    for form in ("NFC", "NFD"):
+        clip = tmp_path / unicodedata.normalize(form, "ünï") / "a.b.mp4"
+        assert read_captions([clip], table=tmp_path / name) == {clip: ["näch, ste", "zwei"]}
 
 
 def write_picture(path: Path, image: torch.Tensor) -> None:

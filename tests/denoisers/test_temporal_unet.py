@@ -31,6 +31,11 @@ def text() -> Tensor:
     return Rng([3, 4]).normal(5, TEXT_WIDTH)
 
 
+def kept_in(saved: dict[int, Tensor]) -> torch.autograd.graph.saved_tensors_hooks:
+    """Collect, by their places in memory, the tensors that a forward pass keeps for the backward pass."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda x: saved.update({x.data_ptr(): x}) or x, lambda x: x)
+
+
 def frame_by_frame(unet: UNet2DConditionModel, x: Tensor, timestep: Tensor, words: Tensor) -> Tensor:
     """timestep [b t], words [b t l d]"""
     frames = [unet(x[:, :, k], timestep[:, k], words[:, k])[0] for k in range(x.shape[2])]
@@ -106,7 +111,30 @@ def test_it_grows_from_a_saved_image_network(tmp_path: Path) -> None:
     assert TemporalUNet.from_image(saved).dtype == torch.bfloat16
 
 
-def test_gradient_checkpointing_is_refused() -> None:
-    """Blocks recomputed after the pass would take every frame for a clip of its own."""
-    with pytest.raises(ValueError, match="does not support gradient checkpointing"):
-        TemporalUNet(**UNET_CONFIG).enable_gradient_checkpointing()
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_gradient_checkpointing_changes_memory_alone(dropout: float) -> None:
+    levels = torch.tensor([[0, 300, 300, 300.0], [0, 0, 800, 800]])
+    found = []
+    for checkpointed in (False, True):
+        unet = TemporalUNet(
+            **UNET_CONFIG,
+            temporal_num_heads=2,
+            temporal_dropout=dropout,
+            temporal_advection=True,
+            temporal_given_frames=True,
+        )
+        for generation, parameter in enumerate(unet.parameters()):
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(generation)))
+        if checkpointed:
+            unet.enable_gradient_checkpointing()
+        saved: dict[int, Tensor] = {}
+        words = text().requires_grad_()
+        torch.manual_seed(0)
+        with torch.enable_grad(), kept_in(saved):
+            unet.train()(clips(), levels, words).square().mean().backward()
+        of = {name: parameter.grad for name, parameter in unet.named_parameters()} | {"words": words.grad}
+        found.append((of, sum(x.numel() for x in saved.values())))
+    (whole, most), (recomputed, least) = found
+    for name, gradient in whole.items():
+        torch.testing.assert_close(recomputed[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+    assert least < 0.6 * most

@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from latentvid.core.errors import InputError, UsageError
 from latentvid.core.files import sha256_of
@@ -23,12 +24,13 @@ from latentvid.film.joins import joins_of_film
 from latentvid.film.make import Progress
 from latentvid.pipeline import LatentVideoPipeline
 from latentvid.video.planes import Planes
-from latentvid.video.reader import open_video
+from latentvid.video.reader import Reading, open_video
 from latentvid.video.writer import VideoWriter
 from tests.film.tiny import STEPS
 from tests.video.clips import native, planes, remuxed, same
 
 ROOT = Path(__file__).resolve().parents[2]
+AS_THEY_ARE = {"avoid_negative_ts": "disabled"}
 
 
 def write_clip(
@@ -229,6 +231,89 @@ def test_what_a_capture_holds_is_counted_and_errors_come_before_any_window(
     with pytest.raises(UsageError, match=r"its sound \(pcm_mulaw\) does not go into"):
         extend_clip(pipeline, loud, tmp_path / "loud.mp4", num_frames=4, **STEPS)
     assert not list((tmp_path / "loud.run" / "windows").iterdir())
+
+
+def moved(whole: Path, out: Path, *, keys: int, ticks: int) -> Path:
+    """Copy a clip's packets but those before key frame number `keys`, earlier by so many ticks besides.
+
+    Matroska states no times before 0: packets lose theirs.
+    """
+    with av.open(str(whole)) as source, av.open(str(out), "w", container_options=AS_THEY_ARE) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        first = [n for n, packet in enumerate(packets) if packet.is_keyframe][keys]
+        start = packets[first].pts + ticks
+        for packet in packets[first:]:
+            packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, stream
+            target.mux_one(packet)
+    with av.open(str(out)) as made:
+        assert any(packet.pts is None for packet in made.demux(video=0) if packet.size)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("joined.ts", "do not state the right times"),
+        ("delayed.avi", "do not say when its frames are shown"),
+        ("bare.h264", "do not say when its frames are shown"),
+        ("early.mkv", "do not say when its frames are shown"),
+        ("cut.mkv", "were copied"),
+        ("whole.mp4", "were copied"),
+    ],
+)
+def test_times_that_a_file_states_wrongly_are_right_in_the_film(
+    pipeline: LatentVideoPipeline, tmp_path: Path, kind: str, how: str
+) -> None:
+    options = {"g": "8", "bf": "2", "x264-params": "scenecut=0:open-gop=1"}
+    clip = whole = native(tmp_path / "whole.mp4", "libx264", "yuv420p", num_frames=20, options=options)
+    if kind == "joined.ts":
+        piece, clip = remuxed(whole, tmp_path / "piece.ts"), tmp_path / kind
+        clip.write_bytes(piece.read_bytes() * 2)
+    elif kind.endswith(".mkv"):
+        clip = moved(whole, tmp_path / kind, keys=int(kind == "cut.mkv"), ticks=0 if kind == "cut.mkv" else 4096)
+    elif kind != "whole.mp4":
+        clip = native(tmp_path / kind, "libx264", "yuv420p", num_frames=20, options=options)
+    out = tmp_path / "film.mp4"
+    report = extend_clip(pipeline, clip, out, num_frames=4, **STEPS)
+    assert how in report.notes[0]
+    count = len(planes(clip))
+    assert same(planes(clip), planes(out))
+    times = [float(t) for t in read(out)[1]]
+    assert len(times) == count + 4
+    assert np.allclose(np.diff(times), 1 / 12, atol=2e-3)
+    with av.open(str(out)) as film:  # which is decoded at an even pace, too
+        assert float(film.streams.video[0].average_rate) == pytest.approx(12, rel=1e-3)
+
+
+def test_frames_that_no_file_stores_as_they_are_read(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for n in range(6):
+        Image.fromarray(np.full((32, 48, 3), 20 * n, np.uint8)).save(pictures / f"{n}.png")
+    fields = native(tmp_path / "fields.mp4", "libx264", "yuv420p", options={"x264-params": "interlaced=1"})
+    turned, exif = tmp_path / "turned.png", Image.Exif()
+    exif[0x0112] = 5
+    Image.fromarray(np.arange(32 * 48 * 3, dtype=np.uint8).reshape(32, 48, 3)).save(turned, exif=exif)
+    for clip, reading, why in (
+        (pictures, Reading(Fraction(12)), "it is a row of pictures"),
+        (fields, Reading(deinterlace=True), "its pictures are deinterlaced"),
+        (turned, Reading(), "it is a png file"),
+    ):
+        out = tmp_path / f"{clip.stem}_longer.mkv"
+        report = extend_clip(pipeline, clip, out, num_frames=4, reading=reading, **STEPS)
+        assert why in report.notes[0]
+        assert "as H.264 in RGB" in report.notes[0]
+        own = torch.stack([frame.pixels for frame in reading.open(clip).frames()])
+        with open_video(out) as reader:
+            assert reader.counted().num_frames == len(own) + 4
+            assert torch.equal(torch.stack([frame.pixels for frame in reader.frames(0, len(own))]), own)
+            assert reader.meta.fps == reading.open(clip).meta.fps
+    with pytest.raises(UsageError, match="because it is a row of pictures"):
+        extend_clip(
+            pipeline, pictures, tmp_path / "no.mp4", num_frames=4, source_frames="copy", reading=Reading(Fraction(12)),
+            **STEPS,
+        )  # fmt: skip
 
 
 def test_runs_from_before_a_clips_own_planes_were_kept_go_on(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentvid.autoencoders.latent_file import LatentFile
 from latentvid.core.errors import CheckpointError, ResourceError, UsageError
 from latentvid.core.files import locked, read_json, sha256_of
 from latentvid.film.folder import RunFolder
@@ -55,13 +56,50 @@ def test_a_film_begins_like_any_longer_one(pipeline: LatentVideoPipeline, tmp_pa
     assert torch.equal(shorter[:14], longer[:14])
 
 
-def test_the_film_is_what_the_pipeline_streams(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
-    generate_film(pipeline, "clouds", tmp_path / "film.mkv", num_frames=14, crf=0, **STEPS)
-    streamed = torch.cat(list(pipeline.stream("clouds", num_frames=14, **STEPS)))
-    # What H.264 at its best and 4:2:0 leave of it.
-    written = frames_of(tmp_path / "film.mkv").float() / 127.5 - 1
-    luma = torch.tensor([0.2126, 0.7152, 0.0722]).view(1, 3, 1, 1)
-    assert ((written - streamed.cpu()) * luma).sum(1).abs().mean() < 0.01
+@pytest.mark.parametrize("rule", [{"kind": "context", "overlap": 3}, {"kind": "reuse", "overlap": 2}])
+def test_a_call_a_stream_and_a_film_are_the_same(
+    pipeline: LatentVideoPipeline, tmp_path: Path, rule: dict[str, object]
+) -> None:
+    """Four windows, with a limit so narrow that the drift guard has to correct."""
+    film = tmp_path / "film.gif"  # its segments keep every bit of the frames
+    wanted = {"num_frames": 23, "rule": rule, "drift_limit": 0.001, **STEPS}
+    generate_film(pipeline, "clouds", film, seed=5, **wanted)
+    run = RunFolder.open(film)
+    assert run.record.num_windows == 4
+    assert all(run.window(index).is_corrected for index in (1, 2, 3))
+    stored = torch.cat([LatentFile(run.latents(index)).read() for index in range(4)], dim=1)
+    segments = torch.cat([frames_of(run.segment(index)) for index in range(4)])
+    called = pipeline("clouds", generator=5, output_type="latent", **wanted).frames
+    assert torch.equal(called[0], stored)
+    both = pipeline(["sea at night", "clouds"], generator=[8, 5], output_type="latent", **wanted).frames
+    torch.testing.assert_close(both[1], stored, atol=1e-5, rtol=1e-4)
+    streamed = torch.cat(list(pipeline.stream("clouds", generator=5, **wanted))).cpu()
+    pixels = pipeline("clouds", generator=5, output_type="pt", **wanted).frames[0]
+    assert torch.equal(streamed.add(1).div(2).clamp(0, 1), pixels)
+    assert torch.equal(streamed.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8), segments)
+    free = pipeline("clouds", generator=5, output_type="latent", drift_guard="off", **wanted).frames
+    assert not torch.equal(free, called)
+
+
+def test_a_run_goes_on_with_the_spacing_of_steps_that_it_was_begun_with(
+    pipeline: LatentVideoPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs from before spacing was recorded were even; every other run names it if it is not."""
+    monkeypatch.setattr(pipeline, "_internal_dict", pipeline.config)  # put back afterwards
+    for begun, loaded in (("even", "scheduler"), ("scheduler", "scheduler"), ("scheduler", "even")):
+        run = tmp_path / f"{begun}-{loaded}.run"
+        pipeline.register_to_config(spacing=begun)
+        with pytest.raises(Stop):
+            generate_film(pipeline, "clouds", run.with_suffix(".mp4"), num_frames=14, on_progress=stop_in(1), **STEPS)
+        weights = read_json(run / "run.json")["weights"]
+        assert weights.get("spacing", "even") == begun
+        pipeline.register_to_config(spacing=loaded)
+        if begun == "scheduler" != loaded:
+            with pytest.raises(CheckpointError, match="spacing"):
+                resume_film(run, pipeline=pipeline)
+        else:
+            resume_film(run, pipeline=pipeline)
+            assert pipeline.config.spacing == begun
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from latentvid.denoisers.text import cross_fade
 from latentvid.extension.plan import FilmPlan
 from latentvid.film.generate import generate_film
 from latentvid.film.prompts import PromptSchedule, read_prompts
+from latentvid.film.reroll import reroll_window
 from latentvid.pipeline import LatentVideoPipeline
 from tests.film.tiny import STEPS, hashes
 
@@ -51,6 +54,32 @@ def test_files_that_make_no_sense(tmp_path: Path, text: str, sentence: str) -> N
     (tmp_path / "p.yaml").write_text(text)
     with pytest.raises(UsageError, match=sentence):
         read_prompts(tmp_path / "p.yaml")
+
+
+def test_what_is_cut_off_a_prompt_is_told_with_its_place(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
+    long = f"clouds {'and rain ' * 12}and SNOW"
+    file = tmp_path / "p.yaml"
+    for text, line in (
+        (f"prompts:\n  0-9: calm\n  '10-': {long}\n", ", line 3"),
+        (f"prompts: {{0-9: calm, 10-: {long}}}", ""),
+    ):
+        file.write_text(text)
+        schedule = read_prompts(file)
+        name = re.escape(f"prompt of frames 10- ({file}{line})")
+        with pytest.warns(UserWarning, match=f"the {name} is longer than the 32 tokens .*SNOW") as told:
+            generate_film(
+                pipeline, long, tmp_path / "film.mp4", prompts=schedule, num_frames=1, overwrite=True, **STEPS
+            )
+        assert len(told) == 1
+    with pytest.warns(UserWarning, match="the negative prompt is longer") as told:
+        generate_film(pipeline, "", tmp_path / "b.mp4", negative_prompt=long, num_frames=20, **STEPS)
+    assert len(told) == 1
+    for prompt, expected in (("sea", 1), (long, 1), (None, 1)):  # equal texts are told once
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            report = reroll_window(tmp_path / "b.run", 1, seed=5, prompt=prompt, pipeline=pipeline)
+        assert ["SNOW" in str(each.message) for each in told] == [True] * expected
+        assert report.notes[0] == "window 1 was made with the seed 5"
 
 
 def test_a_film_of_two_scenes(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:

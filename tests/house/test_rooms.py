@@ -18,12 +18,17 @@ ROWS = [
     {"core"},
     {"video", "noise", "temporal", "sampling"},
     {"autoencoders", "denoisers", "data", "metrics"},
-    {"pipeline", "pipeline_folder", "extension"},
+    {"pipeline", "pipeline_call", "pipeline_folder", "extension"},
     {"training", "evaluation", "convert", "film"},
     {"cli", "ui"},
 ]
 ROW = {room: number for number, row in enumerate(ROWS) for room in row}
-NEIGHBOURS = {("pipeline", "extension"), ("pipeline", "pipeline_folder"), ("pipeline_folder", "extension")}
+NEIGHBOURS = {
+    ("pipeline", "extension"),
+    ("pipeline", "pipeline_call"),
+    ("pipeline", "pipeline_folder"),
+    ("pipeline_folder", "extension"),
+}
 """Rooms of one row of which the first may use the second."""
 
 OWNERS = {

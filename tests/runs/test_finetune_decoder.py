@@ -103,6 +103,15 @@ def test_interrupted_and_resumed(
     assert steps == sorted(steps)
     assert steps[-1] == 3
 
+    assert main(words(home, "stopped", f"{every_step} --resume --batch 1")) == 2
+    assert "options.batch was 2 and is now 1" in capsys.readouterr().err
+    assert main(words(home, "stopped", f"{every_step} --resume --hold-out 2")) == 2
+    assert "other files to train on: " in capsys.readouterr().err
+    assert main(words(home, "stopped", f"{every_step} --resume --steps 4 --set loop.log_every=1")) == 0
+    said = capsys.readouterr().err
+    assert "loop.steps was 3 and is now 4; the learning rate falls along a cosine" in said
+    assert "stage temporal: 4 steps" in said
+
 
 def test_dry_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(home, "dry", "--dry-run --json")) == 0

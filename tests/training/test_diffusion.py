@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from latentvid.core.errors import UsageError
+from latentvid.core.errors import CheckpointError, UsageError
 from latentvid.core.rng import Rng
 from latentvid.pipeline import LatentVideoPipeline
 from latentvid.sampling.prediction import target
@@ -69,6 +69,15 @@ def test_a_batch_is_a_function_of_its_number(caches: dict[str, LatentCache]) -> 
         assert batch.keys() == found[k].keys()
         assert all(torch.equal(value, found[k][name]) for name, value in batch.items())
     assert not torch.equal(found[0]["eps"].flatten()[:48], found[1]["eps"].flatten()[:48])
+
+
+def test_continuous_timesteps_are_not_trained() -> None:
+    scheduler = EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction")
+    built = pipeline(scheduler=scheduler)
+    for spacing, refusal in (("scheduler", UsageError), ("even", CheckpointError)):
+        built.register_to_config(spacing=spacing)
+        with pytest.raises(refusal, match="continuous timesteps"):
+            DiffusionTask(built, None, None, OPTIONS, seed=0)
 
 
 def test_images_and_videos_come_in_their_shares_and_never_from_what_is_held_out(
@@ -278,3 +287,14 @@ def test_data_that_cannot_be_trained_on_is_refused(caches: dict[str, LatentCache
             make(caches, **options)
     with pytest.raises(UsageError, match="nothing to train on"):
         make({})
+
+
+def test_captions_that_are_cut_off_are_counted_and_said_once(tmp_path: Path) -> None:
+    long = "clouds drift left over hills at dusk and then it snows on number"
+    cache = build_cache(Clips(FRAMES, ("sky", long)), lambda v: v, tmp_path)
+    with pytest.warns(
+        UserWarning, match=rf"{NUM_CLIPS} of {2 * NUM_CLIPS} captions are longer than the 12 .*snows"
+    ) as told:
+        task = make({"videos": cache, "images": cache})
+    assert task.batch(0)["ids"].shape[1] == 12
+    assert len(told) == 1

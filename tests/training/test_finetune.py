@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,7 +123,7 @@ def test_runs_from_before_a_setting_was_there_go_on(clips: list[Path], tmp_path:
     assert before["config"]["options"].pop("gradient_checkpointing") is False
     settings.write_text(json.dumps(before))
     check_folder(tmp_path, small(), "vae", footage, resume=True)
-    with pytest.raises(UsageError, match="another config"):
+    with pytest.raises(UsageError, match="vary was False and is now True; resume it"):
         check_folder(tmp_path, small().model_copy(update={"vary": True}), "vae", footage, resume=True)
 
 
@@ -193,13 +196,87 @@ def test_stopped_and_resumed_equals_uninterrupted(base: Path, clips: list[Path],
         work.finetune(config, base, footage, tmp_path / "parts", runtime=cpu, on_record=stop)
     with pytest.raises(UsageError, match="--resume"):
         work.finetune(config, base, footage, tmp_path / "parts", runtime=cpu)
-    with pytest.raises(UsageError, match="another config"):
+    with pytest.raises(UsageError, match=r"loop\.lr was 0\.01 and is now 0\.001"):
         work.finetune(small(lr=1e-3), base, footage, tmp_path / "parts", runtime=cpu, resume=True)
     parts = work.finetune(config, base, footage, tmp_path / "parts", runtime=cpu, resume=True)
     for (name, a), b in zip(
         whole.autoencoder.state_dict().items(), parts.autoencoder.state_dict().values(), strict=True
     ):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"options": {"batch": 3, "num_frames": 3}}, "begun with other settings: options.batch was 2 and is now 3;"),
+        ({"vae": "other"}, "vae was 'vae' and is now 'other'"),
+        ({"loop": {**LOOP, "mixed_precision": "fp16"}}, "loop.mixed_precision was 'no' and is now 'fp16'"),
+        ({"stages": ["spatial"]}, "stages.0 was 'temporal' and is now 'spatial'"),
+        ({"train": slice(1, 3)}, r"other files to train on: .*0\.mp4 is not among them any more;"),
+        ({"train": slice(None, None, -1)}, "to train on: they come in another order"),
+        ({"loop": {**LOOP, "steps": 3}}, "has taken 4 steps; loop.steps can be 4 or more, not 3"),
+        ({"loop": {**LOOP, "steps": 9}}, "loop.steps was 4 and is now 9; the learning rate falls along a cosine"),
+        ({"loop": {**LOOP, "mixed_precision": "bf16"}}, "loop.mixed_precision was 'no' and is 'bf16' from here on"),
+        ({"loop": {**LOOP, "log_every": 3, "save_every": 1, "prefetch": 4}, "max_eval_frames": 5}, ""),
+        ({"stages": ["temporal", "spatial"], "spatial": {"loop": {"lr": 3}}}, ""),
+        ({"long": {"loop": {"steps": 3}}}, ""),
+    ],
+)
+def test_what_may_change_of_a_run_and_what_is_said(
+    changes: dict[str, Any], sentence: str, clips: list[Path], tmp_path: Path
+) -> None:
+    footage = find_footage(clips, **LARGE_ENOUGH)
+    check_folder(tmp_path, small(), "vae", footage, resume=False)
+    (tmp_path / "run" / "temporal" / "state" / "step-4").mkdir(parents=True)
+    files = footage.train[changes.pop("train", slice(None))]
+    again = (changes.pop("vae", "vae"), replace(footage, train=files))
+    config = FinetuneConfig.model_validate({**small().model_dump(), **changes})
+    if "can be" in sentence or (not any(word in sentence for word in ("cosine", "from here on")) and sentence):
+        with pytest.raises(UsageError, match=sentence):
+            check_folder(tmp_path, config, *again, resume=True)
+        check_folder(tmp_path, small(), "vae", footage, resume=True)
+        return
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        check_folder(tmp_path, config, *again, resume=True)
+        check_folder(tmp_path, config, *again, resume=True)  # is what it goes on with from now on
+    assert [sentence in str(each.message) for each in told] == [True] * bool(sentence)
+
+
+def test_more_steps_go_on_from_the_last(base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path) -> None:
+    footage, out, run = find_footage(clips, **LARGE_ENOUGH), tmp_path / "out", tmp_path / "out" / "run"
+
+    def finetune(folder: Path, **loop: object) -> tuple[work.Finetuned, list[int]]:
+        steps: list[int] = []
+        done = work.finetune(
+            small(**loop),
+            base,
+            footage,
+            folder,
+            runtime=cpu,
+            resume=folder.exists(),
+            on_record=lambda record: steps.append(record["step"]),
+        )
+        return done, steps
+
+    finetune(out, schedule="constant", keep="last")
+    with pytest.warns(UserWarning, match="loop.steps was 4 and is now 6; the run goes on from step 4"):
+        done, steps = finetune(out, schedule="constant", keep="last", steps=6)
+    assert (min(steps), max(steps), done.stages[0].steps) == (5, 6, 6)
+    assert json.loads((run / "temporal" / "result.json").read_text())["steps"] == 6
+    whole, _ = finetune(tmp_path / "whole", schedule="constant", keep="last", steps=6)
+    for (name, a), b in zip(
+        whole.autoencoder.state_dict().items(), done.autoencoder.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    # A stage that another one was grown from stays.
+    (run / "long" / "state" / "step-1").mkdir(parents=True)
+    config = FinetuneConfig.model_validate(
+        {**small(steps=8, schedule="constant", keep="last").model_dump(), "stages": ["temporal", "long"]}
+    )
+    assert work._is_done(config, config.plan()[0], run)
+    with pytest.warns(UserWarning, match="stage temporal stays as it is, since the next stage was grown from it"):
+        check_folder(out, config, str(base), footage, resume=True)
 
 
 def test_a_folder_with_something_else_is_left_alone(clips: list[Path], tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ READABLE = {
     "video_90.mov": (3, 320, 568, Fraction(30), 90),
     "video_180.mov": (3, 568, 320, Fraction(30), 180),
     "video_270.mov": (3, 320, 568, Fraction(30), 270),
-    "vp9_bear-vp9-odd-dimensions.webm": (30, 161, 121, Fraction(2997, 100), 0),
+    "vp9_bear-vp9-odd-dimensions.webm": (30, 161, 121, Fraction(30000, 1001), 0),  # rounded to milliseconds
 }
 REFUSED = {
     "WindowsMediaVideo.wmv": "holds no frames",  # a header without packets
@@ -52,6 +52,17 @@ REFUSED = {
     "trunc_moov_missing.mp4": "not a video",
     "vp9_invalid-bitstream.webm": "cannot be decoded",
     "zero_bytes.mp4": "is empty",
+}
+# Files whose containers say too little or something else; name: (frames, fps, seconds to the end of the last frame).
+FAULTS = {
+    "bf.avi": (48, Fraction(12), 4.0),
+    "bf.h264": (48, Fraction(12), 4.0),
+    "og_cut.mkv": (36, Fraction(12), 3.0),
+    "midgop.ts": (24, Fraction(12), 2.0),
+    "concat_restart.ts": (96, Fraction(12), 8.0),
+    "hevc_cut.mkv": (105, Fraction(25), 4.24),
+    "longgap.mp4": (30, Fraction(30), 7.667),
+    "inter.mp4": (24, Fraction(12), 2.0),
 }
 # Damaged part way: frames before the first that is broken.
 PREFIX = {"bitflips_faststart.mp4": 12, "corrupted.mp4": 28}
@@ -91,6 +102,22 @@ def test_clips(assets: Path, name: str) -> None:
 @pytest.mark.parametrize("name", sorted(READABLE))
 def test_awkward_but_readable(assets: Path, name: str) -> None:
     check(assets / "data" / "awkward" / name, READABLE[name])
+
+
+@pytest.mark.parametrize("name", sorted(FAULTS))
+def test_what_containers_say_wrongly(assets: Path, name: str) -> None:
+    path = assets / "faults" / name
+    if not path.is_file():
+        pytest.skip("no faulty files among the test assets")
+    reader = open_video(path)
+    assert (reader.meta.num_frames, reader.meta.fps) == FAULTS[name][:2]
+    assert reader.meta.duration_s == pytest.approx(FAULTS[name][2], abs=0.001)
+    assert "fps" not in reader.meta.assumed
+    times = [frame.time_s for frame in reader.frames()]
+    assert len(times) == FAULTS[name][0] == reader.counted().num_frames
+    if name not in ("hevc_cut.mkv", "longgap.mp4"):  # these have gaps
+        for k, time in enumerate(times):
+            assert abs(time - times[0] - k / FAULTS[name][1]) <= reader.meta.time_base
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))

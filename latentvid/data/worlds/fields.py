@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 # Mean of the sum of squared weights of a cubic B-spline: the variance left of unit normals on the lattice.
-_SPLINE_VARIANCE = 0.4794
+SPLINE_VARIANCE = 0.4794
 
 
 def spline_weights(at: NDArray[np.floating], size: int) -> Array:
@@ -35,7 +35,7 @@ def noise_1d(seed: int, x: NDArray[np.floating], frequency: float, octaves: int 
     for k in range(octaves):
         lattice = rng.standard_normal(64).astype(np.float32)
         total += gain**k * (lattice @ spline_weights(x * frequency * 2**k + 17.3 * k, 64))
-    return total / np.float32(_rms(octaves, gain) * _SPLINE_VARIANCE**0.5)
+    return total / np.float32(rms(octaves, gain) * SPLINE_VARIANCE**0.5)
 
 
 def noise_2d(
@@ -81,14 +81,15 @@ class ScrollingField:
     ) -> ScrollingField:
         """Fix the rows `y` [h]. `turn` is the slowest octave's rate; finer ones turn faster."""
         rng = np.random.default_rng(seed)
-        scale = 1 / (_rms(octaves, gain) * _SPLINE_VARIANCE)
-        sizes = tuple(24 * 2**k + 5 * k for k in range(octaves))
+        scale = 1 / (rms(octaves, gain) * SPLINE_VARIANCE)
+        shapes = lattice_shapes(octaves)
         parts = []
-        for k, size in enumerate(sizes):
-            lattice = rng.standard_normal((2, size, 28 + 5 * k), dtype=np.float32)
-            parts.append(lattice @ (spline_weights(y * frequency[1] * 2**k + 9.7 * k, 28 + 5 * k) * (scale * gain**k)))
+        for k, (size, rows) in enumerate(shapes):
+            lattice = rng.standard_normal((2, size, rows), dtype=np.float32)
+            parts.append(lattice @ (spline_weights(y * frequency[1] * 2**k + 9.7 * k, rows) * (scale * gain**k)))
         first, second = np.concatenate(parts, axis=1).astype(np.float32)
         rates = (turn * 1.5**k for k in range(octaves))
+        sizes = tuple(size for size, _ in shapes)
         return cls(first, second, sizes, tuple(frequency[0] * 2**k for k in range(octaves)), tuple(rates))
 
     def at(self, x: NDArray[np.floating], time: float, num_rows: int | None = None) -> Array:
@@ -115,5 +116,11 @@ def smoothstep(low: float, high: float, x: Array) -> Array:
     return t * t * (3 - 2 * t)
 
 
-def _rms(octaves: int, gain: float) -> float:
+def lattice_shapes(octaves: int) -> list[tuple[int, int]]:
+    """Return the columns and rows of a scrolling field's lattice per octave."""
+    return [(24 * 2**k + 5 * k, 28 + 5 * k) for k in range(octaves)]
+
+
+def rms(octaves: int, gain: float) -> float:
+    """Return the root of the sum of squares of the octaves' amplitudes."""
     return float(np.sqrt(sum(gain ** (2 * k) for k in range(octaves))))

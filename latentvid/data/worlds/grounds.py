@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from latentvid.data.worlds.fields import Array, noise_1d, noise_2d, smoothstep
 from latentvid.data.worlds.palette import mix
 
-_OVERSAMPLING = 2
+OVERSAMPLING = 2
+# What lies behind one another, from the farthest: colour, haze and, in parts of the picture's height, how tall.
+HILLS = [((0.40, 0.60, 0.34), 0.50), ((0.36, 0.60, 0.24), 0.22), ((0.30, 0.54, 0.16), 0.0)]
+PEAKS = [((0.50, 0.54, 0.64), 0.42, 0.22), ((0.40, 0.42, 0.48), 0.06, 0.25)]
+DUNES = [0.42, 0.16, 0.0]
+TREES = [((0.20, 0.40, 0.30), 0.40, 0.060), ((0.13, 0.33, 0.20), 0.16, 0.10), ((0.06, 0.21, 0.11), 0.0, 0.15)]
+ICE = (0.95, 0.97, 1.02)
+MEADOW = (0.29, 0.33, 0.33)
+SAND = (0.93, 0.70, 0.40)
 
 
 @dataclass(frozen=True)
@@ -68,16 +76,14 @@ class _Picture:
 
 def draw_ground(kind: str, seed: int, light: Light, height: int, width: int, horizon: float) -> tuple[Array, Array]:
     """Return (premultiplied RGB [3 h w], coverage [h w]) of a still ground; `horizon` in heights from the top."""
-    picture = _Picture(Canvas.of(height, width, _OVERSAMPLING))
+    picture = _Picture(Canvas.of(height, width, OVERSAMPLING))
     _DRAW[kind](picture, seed, light, horizon)
-    return picture.reduced(_OVERSAMPLING)
+    return picture.reduced(OVERSAMPLING)
 
 
 def _hills(picture: _Picture, seed: int, light: Light, horizon: float) -> None:
     x, y = picture.canvas.x, picture.canvas.y
-    for i, (green, haze) in enumerate(
-        [((0.40, 0.60, 0.34), 0.50), ((0.36, 0.60, 0.24), 0.22), ((0.30, 0.54, 0.16), 0.0)]
-    ):
+    for i, (green, haze) in enumerate(HILLS):
         ridge = horizon + 0.10 * i + 0.035 * noise_1d(seed + i, x, 1.9 - 0.35 * i, 2, 0.3)
         depth = np.clip((y[:, None] - ridge) * 7, 0, 1)
         meadow = noise_2d(seed + 10 + i, x, y, (5, 16), 3, 0.6)
@@ -90,7 +96,7 @@ def _mountains(picture: _Picture, seed: int, light: Light, horizon: float) -> No
     rng = np.random.default_rng(seed)
     rough, crag = noise_1d(seed + 1, x, 11, 4, 0.5), noise_1d(seed + 2, y, 9, 3, 0.6)
     texture = noise_2d(seed + 3, x, y, (16, 16), 3, 0.6)
-    for i, (rock, haze, tall) in enumerate([((0.50, 0.54, 0.64), 0.42, 0.22), ((0.40, 0.42, 0.48), 0.06, 0.25)]):
+    for i, (rock, haze, tall) in enumerate(PEAKS):
         foot = horizon + 0.05 + 0.09 * i
         spacing = 0.27 + 0.05 * i
         places = (np.arange(int(x[-1] / spacing) + 3) - 1 + rng.uniform(-0.3, 0.3, int(x[-1] / spacing) + 3)) * spacing
@@ -107,18 +113,18 @@ def _mountains(picture: _Picture, seed: int, light: Light, horizon: float) -> No
         face = smoothstep(-0.008, 0.008, side)
         snow = smoothstep(0.012, -0.012, down - 0.45 * (foot - tops[front]) - 0.018 * rough - 0.012 * texture)
         stone = _lit(rock, 0.72 + 0.34 * face + 0.08 * texture - 0.25 * np.clip(down, 0, 1), light, haze)
-        ice = _lit((0.95, 0.97, 1.02), 0.76 + 0.26 * face + 0.03 * texture, light, haze * 0.6)
+        ice = _lit(ICE, 0.76 + 0.26 * face + 0.03 * texture, light, haze * 0.6)
         picture.add(lines.min(0), mix(stone, ice, snow))
     ridge = horizon + 0.19 + 0.012 * noise_1d(seed + 30, x, 3, 3)
     meadow = noise_2d(seed + 31, x, y, (8, 20), 3, 0.6)
     bright = 1.05 - 0.9 * np.clip(y[:, None] - ridge, 0, 1) + 0.07 * meadow
-    picture.add(ridge, _lit((0.29, 0.33, 0.33), bright, light, 0.04))
+    picture.add(ridge, _lit(MEADOW, bright, light, 0.04))
 
 
 def _desert(picture: _Picture, seed: int, light: Light, horizon: float) -> None:
     x, y = picture.canvas.x, picture.canvas.y
     rng = np.random.default_rng(seed)
-    for i, haze in enumerate([0.42, 0.16, 0.0]):
+    for i, haze in enumerate(DUNES):
         # A dune is a skewed wave with a sharp crest; the crest line wanders down its near side.
         phase = x * (1.5 - 0.3 * i) + rng.uniform() + 0.10 * noise_1d(seed + i, x, 2.0, 1)
         part = (phase - np.floor(phase)).astype(np.float32)
@@ -131,14 +137,13 @@ def _desert(picture: _Picture, seed: int, light: Light, horizon: float) -> None:
         shaded = smoothstep(skew - 0.015, skew + 0.015, lee) * smoothstep(1.0, 0.93, lee)
         ripples = np.sin(320 * (y[:, None] + 0.03 * noise_2d(seed + 6 + i, x, y, (5, 9), 2)) / (1 + 0.6 * i))
         bright = 1.06 - 0.30 * shaded - 0.25 * below + 0.018 * ripples * (i > 0) + 0.06 * _towards(light, x)
-        picture.add(ridge, _lit((0.93, 0.70, 0.40), bright, light, haze))
+        picture.add(ridge, _lit(SAND, bright, light, haze))
 
 
 def _forest(picture: _Picture, seed: int, light: Light, horizon: float) -> None:
     x, y = picture.canvas.x, picture.canvas.y
     rng = np.random.default_rng(seed)
-    rows = [((0.20, 0.40, 0.30), 0.40, 0.060), ((0.13, 0.33, 0.20), 0.16, 0.10), ((0.06, 0.21, 0.11), 0.0, 0.15)]
-    for i, (green, haze, tall) in enumerate(rows):
+    for i, (green, haze, tall) in enumerate(TREES):
         ground = horizon + 0.05 + 0.11 * i + 0.02 * noise_1d(seed + i, x, 2.2, 2)
         spacing = tall * 0.30
         places = np.arange(-2, int(x[-1] / spacing) + 3) * spacing

@@ -130,6 +130,63 @@ def render(
     return clip
 
 
+@dataclass(frozen=True, slots=True)
+class CloudLayer:
+    """How one layer of a scene's clouds looks and moves."""
+
+    seed: int
+    """Added to the scene's."""
+    frequency: tuple[float, float]
+    threshold: float
+    """Thickness above which there is cloud."""
+    softness: float
+    """How much thicker a cloud is where it hides all it can."""
+    opacity: float
+    speed: float
+    """Times the scene's wind."""
+    lit: Array
+    shadow: Array
+
+
+def scene_color(scene: SkyScene, name: str) -> Array:
+    """Return a colour of the palette of the scene's time of day with the scene's hue, [3]."""
+    return shift_hue(getattr(PALETTES[scene.time_of_day], name), scene.hue)
+
+
+def light_of(scene: SkyScene, aspect: float) -> Light:
+    """Return the light that falls on the scene's ground in a picture `aspect` heights wide."""
+    ambient = np.asarray(PALETTES[scene.time_of_day].ambient, np.float32)
+    haze = scene_color(scene, "horizon")
+    if scene.cloud_cover == "overcast":
+        ambient = ambient * np.float32(0.82)
+        haze = mix(haze, scene_color(scene, "cloud_shadow"), 0.45)
+    return Light(ambient, haze, scene_color(scene, "glow"), scene.light_x * aspect)
+
+
+def cloud_layers(scene: SkyScene) -> list[CloudLayer]:
+    """Return the scene's layers of clouds, from back to front."""
+    lit, shadow = scene_color(scene, "cloud_lit"), scene_color(scene, "cloud_shadow")
+    if scene.cloud_cover == "clear":
+        return [
+            CloudLayer(seed=1, frequency=(1.6, 9.0), threshold=0.35 - 0.2 * scene.cover, softness=1.7, opacity=0.62,
+                       speed=1.0, lit=lit, shadow=mix(lit, shadow, 0.35)),
+        ]  # fmt: skip
+    if scene.cloud_cover == "scattered":
+        return [
+            CloudLayer(seed=2, frequency=(2.2, 9.0), threshold=0.75, softness=1.5, opacity=0.45, speed=0.8, lit=lit,
+                       shadow=mix(lit, shadow, 0.5)),
+            CloudLayer(seed=1, frequency=(2.0, 5.2), threshold=0.50 - 0.35 * scene.cover, softness=0.75, opacity=0.97,
+                       speed=1.0, lit=lit, shadow=shadow),
+        ]  # fmt: skip
+    dim = mix(lit, shadow, 0.42)
+    return [
+        CloudLayer(seed=2, frequency=(1.6, 6.5), threshold=-2.4, softness=1.0, opacity=1.0, speed=0.8, lit=dim,
+                   shadow=mix(dim, shadow, 0.75)),
+        CloudLayer(seed=1, frequency=(1.8, 5.2), threshold=-0.7 - 0.3 * scene.cover, softness=1.3, opacity=0.92,
+                   speed=1.0, lit=dim, shadow=shadow * np.float32(0.88)),
+    ]  # fmt: skip
+
+
 class _Stage:
     """All of a scene that stands still at one size, and what moves, ready to be drawn."""
 
@@ -142,12 +199,9 @@ class _Stage:
         self.light_y = scene.horizon * (1 - scene.light_height)
         rows = len(self.canvas.y)
         self.backdrop, self.glow = self._backdrop()
-        self.clouds = self._cloud_layers()
+        self.clouds = [_Clouds(scene, self, layer) for layer in cloud_layers(scene)]
         self.stars = _Stars(scene, self.canvas) if scene.time_of_day == "night" else None
-        haze = self._color("horizon")
-        if scene.cloud_cover == "overcast":
-            haze = mix(haze, self._color("cloud_shadow"), 0.45)
-        light = Light(self._ambient(), haze, self._color("glow"), self.light_x)
+        light = light_of(scene, self.aspect)
         self.sea: _Sea | None = None
         if scene.ground == "sea":
             self.sea = _Sea(scene, self.canvas, light, self._color("zenith"), self._color("disc"))
@@ -179,11 +233,7 @@ class _Stage:
         return frame
 
     def _color(self, name: str) -> Array:
-        return shift_hue(getattr(self.palette, name), self.scene.hue)
-
-    def _ambient(self) -> Array:
-        ambient = np.asarray(self.palette.ambient, np.float32)
-        return ambient * np.float32(0.82) if self.scene.cloud_cover == "overcast" else ambient
+        return scene_color(self.scene, name)
 
     def _backdrop(self) -> tuple[Array, Array]:
         """Return the sky without clouds [3 h w], and how strongly the disc shines on each place [h w]."""
@@ -207,58 +257,23 @@ class _Stage:
         rgb = mix(rgb, self._color("disc")[:, None, None], corona.astype(np.float32))
         return mix(rgb, face, disc), glow.astype(np.float32)
 
-    def _cloud_layers(self) -> list[_Clouds]:
-        scene = self.scene
-        lit, shadow = self._color("cloud_lit"), self._color("cloud_shadow")
-        if scene.cloud_cover == "clear":
-            return [
-                _Clouds(scene, self, seed=1, frequency=(1.6, 9.0), threshold=0.35 - 0.2 * scene.cover, softness=1.7,
-                        opacity=0.62, speed=1.0, lit=lit, shadow=mix(lit, shadow, 0.35)),
-            ]  # fmt: skip
-        if scene.cloud_cover == "scattered":
-            return [
-                _Clouds(scene, self, seed=2, frequency=(2.2, 9.0), threshold=0.75, softness=1.5, opacity=0.45,
-                        speed=0.8, lit=lit, shadow=mix(lit, shadow, 0.5)),
-                _Clouds(scene, self, seed=1, frequency=(2.0, 5.2), threshold=0.50 - 0.35 * scene.cover, softness=0.75,
-                        opacity=0.97, speed=1.0, lit=lit, shadow=shadow),
-            ]  # fmt: skip
-        dim = mix(lit, shadow, 0.42)
-        return [
-            _Clouds(scene, self, seed=2, frequency=(1.6, 6.5), threshold=-2.4, softness=1.0, opacity=1.0, speed=0.8,
-                    lit=dim, shadow=mix(dim, shadow, 0.75)),
-            _Clouds(scene, self, seed=1, frequency=(1.8, 5.2), threshold=-0.7 - 0.3 * scene.cover, softness=1.3,
-                    opacity=0.92, speed=1.0, lit=dim, shadow=shadow * np.float32(0.88)),
-        ]  # fmt: skip
-
 
 class _Clouds:
     """A layer of clouds that drifts as one and slowly changes shape."""
 
-    def __init__(
-        self,
-        scene: SkyScene,
-        stage: _Stage,
-        *,
-        seed: int,
-        frequency: tuple[float, float],
-        threshold: float,
-        softness: float,
-        opacity: float,
-        speed: float,
-        lit: Array,
-        shadow: Array,
-    ) -> None:
+    def __init__(self, scene: SkyScene, stage: _Stage, layer: CloudLayer) -> None:
         self.x = stage.canvas.x.astype(np.float64)
-        self.threshold, self.softness, self.opacity = threshold, softness, opacity
-        self.per_frame = scene.wind * speed * stage.aspect
-        self.lit, self.shadow = lit[:, None, None], shadow[:, None, None]
+        self.threshold, self.softness, self.opacity = layer.threshold, layer.softness, layer.opacity
+        self.per_frame = scene.wind * layer.speed * stage.aspect
+        self.lit, self.shadow = layer.lit[:, None, None], layer.shadow[:, None, None]
         # Rows crowd together towards the horizon, as a ceiling of clouds does.
         y = stage.canvas.y / scene.horizon
         rows = y * (0.55 + 0.35 * y) * scene.horizon
-        self.field = ScrollingField.make(scene.seed + seed, rows, frequency, octaves=5, gain=0.52, turn=0.008)
+        seed, frequency = scene.seed + layer.seed, layer.frequency
+        self.field = ScrollingField.make(seed, rows, frequency, octaves=5, gain=0.52, turn=0.008)
         # The same field a step nearer to the light: thicker there means shadow here.
         self.reach = np.clip((stage.light_x - self.x) / 0.5, -1, 1) * 0.035
-        self.toward = ScrollingField.make(scene.seed + seed, rows - 0.028, frequency, octaves=4, gain=0.52, turn=0.008)
+        self.toward = ScrollingField.make(seed, rows - 0.028, frequency, octaves=4, gain=0.52, turn=0.008)
         # Far clouds thin out into the haze.
         self.fade = (1 - 0.55 * smoothstep(0.75, 1.0, y.astype(np.float32)))[:, None]
 
