@@ -63,7 +63,8 @@ class Assembly:
             self._encode()
         beside, reader = None, clip.reading.open(clip.path)
         if isinstance(reader, PyAVReader):  # pictures have nothing beside them
-            beside = Beside(Path(clip.path), next(iter(reader.frames(0, 1))).time_s)
+            moves = tuple(ticks * reader.meta.time_base for ticks in reader.scan.index.moves())
+            beside = Beside(Path(clip.path), next(iter(reader.frames(0, 1))).time_s, moves)
         return concat_segments([self.source, *segments], target, beside=beside, fps=Fraction(clip.fps))
 
     def kept_frames(self, film: Path, segments: Sequence[Path]) -> int | None:

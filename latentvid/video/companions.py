@@ -46,6 +46,8 @@ _OTHER_CODE = {
 }  # fmt: skip
 """What libav calls the languages of QuickTime's list by, where ISO 639-2 has (also) another code."""
 _MS = Fraction(1, 1000)
+_JITTER_S, _LEAP_S = Fraction(1, 10), Fraction(5)
+"""By how much a clock steps back, or ahead, where it is set."""
 _PRIMING_S = Fraction(1, 10)
 """How long before its first sound that is heard a decoder needs to be fed."""
 _ASS_HEADER = (
@@ -88,6 +90,7 @@ class Companions:
         target: the film.
         video: the film's pictures.
         start_s: the time in the clip that becomes the film's 0; None leaves all times as they are.
+        moves_s: by how much each piece of the clip's clock is moved, where that starts anew.
 
     Raises:
         UsageError: the film's container takes none of the clip's sound, and Matroska might.
@@ -100,9 +103,10 @@ class Companions:
         target: OutputContainer,
         video: VideoStream,
         start_s: Fraction | None = None,
+        moves_s: tuple[Fraction, ...] = (Fraction(0),),
     ) -> None:
         self.account = Account()
-        self._path, self._target, self._start = path, target, start_s
+        self._path, self._target, self._start, self._moves = path, target, start_s, moves_s
         self._is_matroska, self._is_quicktime = _MATROSKA in target.format.name, target.format.name == "mov"
         self._carriers: dict[int, _Carrier] = {}
         own = video_stream(path, source)
@@ -211,7 +215,7 @@ class Companions:
         start = self._start
         if start is None and not keeps_times:
             start = Fraction(0)
-        self._carriers[track.index] = _Carrier(self.account, track, stream, start, converts)
+        self._carriers[track.index] = _Carrier(self.account, track, stream, start, converts, self._moves)
 
     def _describe(self, source: InputContainer, own: VideoStream, video: VideoStream) -> None:
         """Copy what is said of the whole, of the pictures and of the parts."""
@@ -282,6 +286,10 @@ class _Carrier:
     target: Stream
     start_s: Fraction | None
     converts: bool
+    moves_s: tuple[Fraction, ...]
+    piece: int = 0
+    stated_s: Fraction | None = None
+    """When the packet before is decoded, by the clip's clock."""
     last: int | None = None
 
     def packets(self, packet: Packet) -> Iterator[Packet]:
@@ -306,7 +314,7 @@ class _Carrier:
         assert packet.pts is not None
         assert packet.dts is not None
         assert self.start_s is not None
-        shift = round(self.start_s / packet.time_base)
+        shift = round((self.start_s - self._move(packet.dts * packet.time_base)) / packet.time_base)
         pts, dts, length = packet.pts - shift, packet.dts - shift, packet.duration or 0
         is_priming = packet.is_discard and pts * packet.time_base >= -_PRIMING_S
         if pts + length <= 0 and pts < 0 and not is_priming:
@@ -320,6 +328,15 @@ class _Carrier:
             pts = dts = self.last + 1  # lines of one moment, which not every container can hold
         self.last, packet.pts, packet.dts = dts, pts, dts
         return True
+
+    def _move(self, stated_s: Fraction) -> Fraction:
+        """Return by how much the piece that a packet is of is moved; it is the next one where the clock is set."""
+        step = Fraction(0) if self.stated_s is None else stated_s - self.stated_s
+        self.stated_s = stated_s
+        if self.piece + 1 < len(self.moves_s):
+            move = self.moves_s[self.piece + 1] - self.moves_s[self.piece]
+            self.piece += step < -_JITTER_S if move > 0 else step > _LEAP_S
+        return self.moves_s[self.piece]
 
     def _converted(self, packet: Packet) -> Iterator[Packet]:
         if packet.pts is None or not packet.duration:

@@ -45,6 +45,8 @@ class Beside:
     path: Path
     start_s: Fraction
     """The time in the clip that becomes the film's 0."""
+    moves_s: tuple[Fraction, ...] = (Fraction(0),)
+    """By how much each piece of the clip's clock is moved, where that starts anew."""
 
 
 def concat_segments(
@@ -109,7 +111,7 @@ def _copy(
             video.codec_context.framerate = fps
         if beside is not None:
             with open_container(beside.path) as source:
-                companions = Companions(beside.path, source, target, video, beside.start_s)
+                companions = Companions(beside.path, source, target, video, beside.start_s, beside.moves_s)
                 _mux(target, heapq.merge(_film(segments, video), _carried(source, companions), key=decode_time))
                 return companions.account
         if audio_from is None:
