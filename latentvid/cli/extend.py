@@ -19,7 +19,10 @@ def run(
     prompt: Annotated[str, typer.Option("--prompt", metavar="P", help="What the continuation shows.")] = "",
     source_frames: Annotated[
         Literal["auto", "copy", "lossless", "reencode"],
-        typer.Option("--source-frames", help="How CLIP's own frames get there: auto copies packets or loses nothing."),
+        typer.Option(
+            "--source-frames",
+            help="How CLIP's own frames get there: auto copies packets, or else loses nothing.",
+        ),
     ] = "auto",
     retime: Annotated[
         Literal["blend", "repeat", "none"],
@@ -43,7 +46,8 @@ def run(
 ) -> None:
     """Continue a video by new frames.
 
-    --frames and --seconds count what is added, at CLIP's own rate. CLIP itself is never changed; its sound is kept.
+    --frames and --seconds count what is added, at CLIP's own rate. CLIP itself is never changed; its sound,
+    subtitles, chapters and so on are kept, and what the kind of film cannot hold is named.
     A film of ours whose run folder still lies beside it goes on from its latents, not from its encoded frames.
 
     \b
@@ -66,7 +70,7 @@ def run(
 
     reading = Reading(fps, deinterlace)
     with reading.open(clip) as reader:
-        meta = reader.meta
+        meta = reader.counted()
     for note in meta.notes:
         out.warn(f"{clip}: {note}")
     length = common.num_frames(making.frames, making.seconds, fps=meta.fps, default=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections import deque
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -24,7 +24,8 @@ from latentvid.core.errors import CheckpointError, InputError, UsageError
 from latentvid.core.files import atomic_path
 from latentvid.extension.rules import ReuseRule, Tail
 from latentvid.film.anchors import prepare_anchors
-from latentvid.film.clip_shots import TICK, ClipShots, clip_shots, own_encoding
+from latentvid.film.assembly import Assembly, frames_note, try_joining
+from latentvid.film.clip_shots import clip_shots, why_not_stored
 from latentvid.film.finish import publish, write_drift, write_sheet
 from latentvid.film.folder import SEGMENT_SUFFIXES, Carry, RunFolder, refuse_same, save_carry
 from latentvid.film.generate import complete, consistent, new_run, weights_of
@@ -38,13 +39,12 @@ from latentvid.film.timing import SAME_RATE, Timing, model_rate
 from latentvid.pipeline import LatentVideoPipeline, Sampling
 from latentvid.sampling.inversion import invert
 from latentvid.sampling.staged import guided_steps, overlap_frames
-from latentvid.video.append import NotAppendable, append_segments, begins_with, joint_of
+from latentvid.video.append import NotAppendable
 from latentvid.video.meta import VideoMeta
 from latentvid.video.numbered import clip_exists, clip_sha256
 from latentvid.video.pixels import resize, to_float
-from latentvid.video.reader import AS_STATED, PyAVReader, Reading
-from latentvid.video.remux import concat_segments
-from latentvid.video.writer import VideoWriter
+from latentvid.video.planes import planes_of
+from latentvid.video.reader import AS_STATED, Reading
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -73,13 +73,15 @@ def extend_clip(
 
     The clip is resized to a size of the model's near its shape, and the new frames back to the clip's; nothing is
     cropped. Where the rates differ by more than a tenth, the model sees the clip at its own rate and new frames are
-    fitted to the clip's. The clip's sound is kept.
+    fitted to the clip's. The clip's sound, subtitles, chapters and so on are kept; the report's notes name what the
+    film's container does not take of them.
 
     Args:
         clip: any video that can be read.
         out: `.mp4`, `.m4v`, `.mov` or `.mkv`.
         source_frames: how the clip's frames get there: "copy" (packets as they are, else refused), "lossless" (every
-            bit, in a large file), "reencode" (at `crf`), or "auto": copied where that is possible, else lossless.
+            bit, as the clip stores it, in a large file), "reencode" (at `crf`), or "auto": copied where that is
+            possible, else lossless.
         retime: how new frames get to the clip's rate where the model has another: "blend" (mixed of two neighbours),
             "repeat" (the nearest one), or "none": the model takes the clip's frames, and gives its own, one for one.
         hand_over_s: seconds in which the look of the clip's last frame, its fine detail above all, goes over into that
@@ -98,7 +100,7 @@ def extend_clip(
         raise UsageError(f"{out}: an extended clip is written as {', '.join(SEGMENT_SUFFIXES)}.")
     refuse_same(clip, out, options.get("contact_sheet"))
     with reading.open(clip) as reader:
-        meta = reader.meta
+        meta = reader.counted()
     facts = _clip_settings(pipeline, clip, meta, num_frames, source_frames, retime, hand_over_s, reading)
     own = RunFolder.open(facts.own.run) if facts.own else None
     size = (own.settings.height, own.settings.width) if own else model_size(pipeline, meta.height, meta.width)
@@ -286,40 +288,27 @@ def invert_tail(
 
 def finish_extension(run: RunFolder) -> tuple[dict[str, float], list[str]]:
     """Join the clip and the new frames, and return the drift's summary and what the user should know."""
-    clip = clip_of(run.settings)
     joined = run.files.file(f"film{run.film.suffix}")
     segments = [run.segment(k) for k in range(run.record.num_windows) if run.segment(k).is_file()]
-    if clip.how == "copy":
-        joint = joint_of(clip.path, run.film)
-        append_segments(clip.path, segments, joined, joint=joint, fps=Fraction(clip.fps))
-    else:
-        source = run.files.file(f"source{run.segment_suffix}")
-        _reencode(run.settings, source)
-        concat_segments([source, *segments], joined, audio_from=_sound_of(clip))
-        run.files.remove(source.name)
-    if clip.how != "reencode" and not begins_with(joined, clip.path, clip.reading):
+    try:
+        assembly = Assembly.of(run)
+        assembly.join(segments, joined)
+    except NotAppendable as error:  # which it could be when the run was begun
+        raise CheckpointError(f"{run.film}: cannot be joined to the clip, because {error}; was it changed?") from error
+    if assembly.kept_frames(joined, segments) is None:
         raise CheckpointError(f"{run.film}: the clip's own frames did not survive the joining; nothing was written.")
     publish(run, joined)
+    run.files.remove(assembly.source.name)
     drift, notes = write_drift(run)
     notes += write_sheet(run)
-    join = join_of(run.film, clip.num_frames)
+    join = join_of(run.film, clip_of(run.settings).num_frames)
     return {**drift, **join.to_dict()}, [*notes_of(run.settings), join.in_words(), *notes]
-
-
-def _sound_of(clip: ClipSettings) -> str | None:
-    return clip.path if Path(clip.path).is_file() else None
 
 
 def notes_of(settings: FilmSettings) -> list[str]:
     """Return what was done to the clip, a sentence each."""
     clip = clip_of(settings)
-    notes = [
-        {
-            "copy": "the clip's own frames are untouched: its packets were copied.",
-            "lossless": "the clip's packets could not be copied, so its frames were encoded again without loss.",
-            "reencode": f"the clip's frames were encoded again, at crf {settings.crf:g}.",
-        }[clip.how or "reencode"]
-    ]
+    notes = [frames_note(settings), *clip.notes]
     if clip.own is not None:
         notes.append(f"it goes on from the latents in {clip.own.run}, not from encoded frames.")
     if (clip.height, clip.width) != (settings.height, settings.width):
@@ -340,64 +329,44 @@ def notes_of(settings: FilmSettings) -> list[str]:
 
 
 def _decide(run: RunFolder) -> None:
-    """Settle how the clip's frames get into the film, by trying it before any window is made."""
+    """Settle how the clip's frames get into the film, by trying it before any window is made.
+
+    Raises:
+        InputError: the clip is damaged.
+        UsageError: the film's container does not take the clip's sound.
+    """
     clip = clip_of(run.settings)
-    how: str = "lossless" if clip.source_frames == "auto" else clip.source_frames
-    if clip.source_frames in ("auto", "copy"):
+    wanted, why, not_stored = clip.source_frames, "", why_not_stored(clip)
+    if wanted in ("auto", "copy"):
+        why = not_stored
         try:
-            _try_copy(run)
-            how = "copy"
-        except NotAppendable as why:
-            if clip.source_frames == "copy":
-                raise UsageError(
-                    f"{clip.path}: its packets cannot be copied, because {why}; leave --source-frames away."
-                ) from why
-    settings = run.settings.model_copy(update={"clip": clip.model_copy(update={"how": how})})
+            if not why:
+                _settle(run, try_joining(run, {"how": "copy"}))
+                return
+        except NotAppendable as reason:
+            why = str(reason)
+        if wanted == "copy":
+            raise UsageError(f"{clip.path}: its packets cannot be copied, because {why}; leave --source-frames away.")
+    if wanted == "reencode":
+        _settle(run, try_joining(run, {"how": "reencode"}))
+        return
+    lossless = {"how": "lossless", "why": why}
+    if not not_stored and planes_of(clip.path).lossless_codec(run.film.suffix) is not None:
+        with suppress(NotAppendable):  # where the file cannot say how the stored pictures are turned: upright ones can
+            _settle(run, try_joining(run, {**lossless, "planes": "own"}))
+            return
+    try:
+        _settle(run, try_joining(run, {**lossless, "planes": "rgb"}))
+    except NotAppendable as error:
+        raise UsageError(
+            f"{clip.path}: cannot be joined without loss, because {error}; try --source-frames reencode."
+        ) from error
+
+
+def _settle(run: RunFolder, clip: ClipSettings) -> None:
+    settings = run.settings.model_copy(update={"clip": clip})
     run.record = run.record.model_copy(update={"settings": settings})
     run.save()
-
-
-def _try_copy(run: RunFolder) -> None:
-    clip = clip_of(run.settings)
-    if not Path(clip.path).is_file():
-        raise NotAppendable("it is a row of pictures")
-    if PyAVReader(Path(clip.path), deinterlace=clip.deinterlace).is_deinterlaced:
-        raise NotAppendable("its pictures are deinterlaced")
-    joint = joint_of(clip.path, run.film)
-    shots = ClipShots(run.settings, 0, joint)
-    segment, joined = (run.files.file(name) for name in ("trial.mp4", f"trial-film{run.film.suffix}"))
-    rate = Fraction(clip.fps)
-    try:
-        with VideoWriter(
-            segment, fps=rate, width=clip.width, height=clip.height, overwrite=True, **shots.encoding()
-        ) as writer:
-            writer.write(torch.zeros(2, 3, clip.height, clip.width))
-        append_segments(clip.path, [segment], joined, joint=joint, fps=rate)
-        if not begins_with(joined, clip.path):
-            raise NotAppendable("its frames would not decode as before")
-    finally:
-        for file in (segment, joined):
-            run.files.remove(file.name)
-
-
-def _reencode(settings: FilmSettings, target: Path) -> None:
-    clip = clip_of(settings)
-    with (
-        clip.reading.open(clip.path) as reader,
-        VideoWriter(
-            target,
-            fps=Fraction(clip.fps),
-            width=clip.width,
-            height=clip.height,
-            time_base=TICK,
-            overwrite=True,
-            **own_encoding(settings),
-        ) as writer,
-    ):
-        start: Fraction | None = None
-        for frame in reader.frames():
-            start = frame.time_s if start is None else start
-            writer.write(frame.pixels[None], [frame.time_s - start])
 
 
 def _clip_settings(
@@ -431,6 +400,7 @@ def _clip_settings(
         "height": meta.height,
         "fps": str(meta.fps),
         "num_frames": meta.num_frames,
+        "pixel_aspect": str(meta.sample_aspect_ratio),
         "num_added": num_frames,
         "is_retimed": model_rate(meta.fps, pipeline.config.fps, retime) != 1,
         "retime": retime,

@@ -47,7 +47,7 @@ RECORD, SHEET = "run.json", "sheet.png"
 LAYOUT = Layout(
     files=re.compile(
         r"run\.json|(given|handover|anchors|reference)\.safetensors|drift\.(json|png)|sheet\.png|preview\.m3u8"
-        r"|(film|trial-film)\.\w{1,8}|source\.(mp4|mkv)|trial\.mp4"
+        r"|(film|trial-film)\.\w{1,8}|(source|trial)\.(mp4|mkv)"
         r"|(next/)?windows/\d{6,9}\.(json|safetensors|mp4|mkv)|carry/\d{6,9}\.safetensors|preview/\d{6,9}\.ts"
         r"|next/run\.json"
     ),

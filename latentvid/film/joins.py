@@ -68,5 +68,8 @@ def joins_of_film(clip: str | Path) -> list[int]:
 
 
 def _own_frames(run: RunFolder) -> int:
-    """Return the frames of the clip that the film continues."""
-    return run.settings.clip.num_frames if run.settings.clip is not None else 0
+    """Return the frames of the clip that the film continues: those of the film that no window made."""
+    if run.settings.clip is None:
+        return 0
+    with open_video(run.film) as reader:
+        return reader.counted().num_frames - run.num_shown()

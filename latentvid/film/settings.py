@@ -82,6 +82,8 @@ class ClipSettings(StrictModel):
     fps: Rate
     """Of the file, as a fraction."""
     num_frames: int = Field(ge=1, le=2 * MOST_FRAMES)
+    pixel_aspect: Rate = "1"
+    """Width of a pixel over its height, as shown, as a fraction."""
     num_added: int = Field(ge=1, le=MOST_FRAMES)
     """Frames to add, at the file's own rate."""
     is_retimed: bool
@@ -97,6 +99,12 @@ class ClipSettings(StrictModel):
     """How its frames were asked to get into the film."""
     how: Literal["copy", "lossless", "reencode"] | None = None
     """How they do: packets copied, every bit encoded anew, or encoded anew at `crf`; None until it was tried."""
+    planes: Literal["own", "rgb"] = "rgb"
+    """What a film without loss stores: the clip's own planes, or RGB, where its container holds no other."""
+    why: str = ""
+    """Why no packets were copied, as part of a sentence; empty where they were, or nothing else was asked for."""
+    notes: list[str] = []
+    """What became of all that the clip holds beside its pictures, a sentence each."""
     own: OwnFilm | None = None
     """Where its latents are; None for a clip that is encoded."""
     given_fps: str | None = None

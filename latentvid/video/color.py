@@ -175,17 +175,44 @@ class ToRgb:
 
 
 class FromRgb:
-    """Converts RGB pictures to the limited-range YUV of a matrix, or to an RGB pixel format, for encoders."""
+    """Converts RGB pictures to a pixel format for encoders; the inverse of `ToRgb` to rounding.
 
-    def __init__(self, pix_fmt: str, matrix: Literal["bt709", "bt601"] = "bt709") -> None:
+    Args:
+        pix_fmt: of the pictures to make, YUV or RGB.
+        matrix: of YUV.
+        is_full: whether YUV takes the full range; grey always does, as `read_color` reads it.
+        transfer, gamut: the curve and the primaries to code the light in, where these are HDR's or wide (see
+            `latentvid.video.tone`); pictures are in BT.709.
+        tags: what the file says of its values, as numbers of ITU-T H.273: matrix, range (1 limited, 2 full), transfer
+            and primaries. By default those of the matrix, limited.
+    """
+
+    def __init__(
+        self,
+        pix_fmt: str,
+        matrix: str = "bt709",
+        *,
+        is_full: bool = False,
+        transfer: str | None = None,
+        gamut: str = "bt709",
+        tags: tuple[int, int, int, int] | None = None,
+    ) -> None:
         self._pix_fmt = pix_fmt
         self._matrix = matrix
         self._is_rgb = is_rgb_format(pix_fmt)
+        self._is_full = is_full or pix_fmt.startswith(("gray", "ya8"))
+        self._transfer, self._gamut = transfer, gamut
+        self._is_coded_anew = not self._is_rgb and (transfer in ("pq", "hlg") or gamut != "bt709")
+        self._tags = tags
         self._scaler = VideoReformatter()
 
     def __call__(self, rgb: np.ndarray) -> VideoFrame:
         """Convert uint8 [h w 3]."""
-        frame = VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+        if self._is_coded_anew:
+            coded = tone.from_sdr(rgb, transfer=self._transfer, primaries=self._gamut)
+            frame = VideoFrame.from_ndarray(coded, format=tone.PIX_FMT)
+        else:
+            frame = VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
         if self._is_rgb:
             return self._scaler.reformat(frame, format=self._pix_fmt, interpolation=_EXACT)
         return self._scaler.reformat(
@@ -193,14 +220,19 @@ class FromRgb:
             format=self._pix_fmt,
             src_color_range=ColorRange.JPEG,
             dst_colorspace=_SWS_MATRIX[self._matrix],
-            dst_color_range=ColorRange.MPEG,
+            dst_color_range=ColorRange.JPEG if self._is_full else ColorRange.MPEG,
             interpolation=_EXACT_INPUT,
         )
 
     def tag(self, context: object) -> None:
         """Write onto an encoder's context what the values mean."""
-        tags = (0, 2, 13, 1) if self._is_rgb else {"bt709": (1, 1, 1, 1), "bt601": (6, 1, 6, 6)}[self._matrix]
+        tags = self._tags or default_tags("rgb" if self._is_rgb else self._matrix)
         context.colorspace, context.color_range, context.color_trc, context.color_primaries = tags  # type: ignore[attr-defined]
+
+
+def default_tags(matrix: str) -> tuple[int, int, int, int]:
+    """Return what a file of ours says of limited-range values, as numbers of ITU-T H.273."""
+    return {"rgb": (0, 2, 13, 1), "bt709": (1, 1, 1, 1)}.get(matrix, (6, 1, 6, 6))
 
 
 def is_rgb_format(pix_fmt: str) -> bool:

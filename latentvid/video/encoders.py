@@ -18,18 +18,18 @@ from PIL import Image
 
 from latentvid.core.errors import UsageError, did_you_mean
 from latentvid.video.color import FromRgb
+from latentvid.video.planes import Planes
 from latentvid.video.sound import Sound, copied_sound, decode_time
 
 # The number of encoder threads changes the bytes, so it is the same on every machine.
 _THREADS = 4
-_MICROTICK = Fraction(1, 90_000)
 
 
 class Encoder(Protocol):
     """Where the writer's pictures go."""
 
-    def add(self, rgb: np.ndarray, time_s: Fraction) -> None:
-        """Take uint8 [h w 3], shown from `time_s` on."""
+    def add(self, picture: np.ndarray | VideoFrame, time_s: Fraction) -> None:
+        """Take uint8 [h w 3], or a picture as it is to be stored, shown from `time_s` on."""
 
     def finish(self) -> None:
         """Flush everything and close the file."""
@@ -55,6 +55,8 @@ class EncoderSettings:
     parameter_set: int = 0
     sample_aspect_ratio: Fraction = Fraction(1)
     sound: Sound | None = None
+    planes: Planes | None = None
+    """How pictures are stored, where that is not for the codec to choose; these have its size, colours and shape."""
 
 
 _SUFFIXES = {
@@ -66,8 +68,11 @@ _SUFFIXES = {
 }
 
 
-def choose_codec(path: Path, codec: str | None) -> str:
+def choose_codec(path: Path, codec: str | None, *, is_film: bool = False) -> str:
     """Return the codec for an output: the one asked for if the suffix can hold it, else the suffix's own.
+
+    Args:
+        is_film: the codec was chosen for this kind of file by how pictures are stored (`Planes.lossless_codec`).
 
     Raises:
         UsageError: the suffix or the codec is unknown, or they do not go together.
@@ -83,7 +88,7 @@ def choose_codec(path: Path, codec: str | None) -> str:
         return fitting[0]
     if codec not in _SUFFIXES:
         raise UsageError(f"video codec {codec!r} is not known{did_you_mean(codec, _SUFFIXES)}.")
-    if codec not in fitting:
+    if codec not in fitting and not is_film:
         raise UsageError(f"{path}: {codec} does not go into {suffix}; use {', '.join(_SUFFIXES[codec])}.")
     return codec
 
@@ -102,12 +107,13 @@ class StillEncoder:
         self._target = target
         self._count = 0
 
-    def add(self, rgb: np.ndarray, time_s: Fraction) -> None:
+    def add(self, picture: np.ndarray | VideoFrame, time_s: Fraction) -> None:
+        assert isinstance(picture, np.ndarray)
         self._count += 1
         if self._count > 1:
             raise UsageError(f"a {self._target.suffix} file holds one picture; name a video file for more frames.")
         options = {".png": {}, ".webp": {"lossless": True}}.get(self._target.suffix.lower(), {"quality": 95})
-        Image.fromarray(rgb).save(self._target, **options)
+        Image.fromarray(picture).save(self._target, **options)
 
     def finish(self) -> None:
         pass
@@ -132,14 +138,19 @@ class AvEncoder:
         self._stack.callback(self._container.close)
         try:
             stream = cast(VideoStream, self._container.add_stream(name, rate=settings.fps, options=options))
-            stream.width, stream.height, stream.pix_fmt = settings.width, settings.height, pix_fmt
+            planes = self._planes = settings.planes
+            stream.width, stream.height = (planes or settings).width, (planes or settings).height
+            stream.pix_fmt = pix_fmt
             self._tick = _tick(settings)
             stream.time_base = self._tick
             context = stream.codec_context
             context.time_base = self._tick
             context.thread_count = _THREADS
-            if settings.sample_aspect_ratio != 1:
-                context.sample_aspect_ratio = settings.sample_aspect_ratio
+            ratio = (planes or settings).sample_aspect_ratio
+            if ratio != 1:
+                context.sample_aspect_ratio = ratio
+            if planes is not None and planes.display_matrix is not None:
+                stream.set_display_matrix(planes.display_matrix)
             if isinstance(convert, FromRgb) and settings.codec != "gif":
                 convert.tag(context)
             self._stream = stream
@@ -150,8 +161,8 @@ class AvEncoder:
             self._stack.close()
             raise
 
-    def add(self, rgb: np.ndarray, time_s: Fraction) -> None:
-        frame = self._convert(rgb)
+    def add(self, picture: np.ndarray | VideoFrame, time_s: Fraction) -> None:
+        frame = picture if isinstance(picture, VideoFrame) else self._stored(picture)
         frame.pts = round(time_s / self._tick)
         if self._last is not None and frame.pts <= self._last:
             if self._settings.codec != "gif":
@@ -163,6 +174,9 @@ class AvEncoder:
         frame.time_base = self._tick
         frame.duration = self._step
         self._mux(self._stream.encode(frame))
+
+    def _stored(self, rgb: np.ndarray) -> VideoFrame:
+        return self._convert(rgb if self._planes is None else self._planes.turned_back(rgb))
 
     def finish(self) -> None:
         self._mux(self._stream.encode(None))
@@ -198,13 +212,20 @@ def _plan(settings: EncoderSettings) -> tuple[str, dict[str, str], str, Callable
     """Return (encoder, options, pixel format, conversion)."""
     if settings.codec == "gif":
         return "gif", {}, "pal8", _to_palette
+    planes = settings.planes
     if settings.codec == "ffv1":
-        return "ffv1", {"level": "3", "slicecrc": "1", "slices": "4"}, "bgr0", FromRgb("bgr0")
+        options = {"level": "3", "slicecrc": "1"}
+        if planes is not None:  # whose size may not be one that can be cut into four
+            return "ffv1", options, planes.pix_fmt, planes.converter()
+        return "ffv1", {**options, "slices": "4"}, "bgr0", FromRgb("bgr0")
     if settings.codec == "h264-lossless":
-        return "libx264rgb", {"qp": "0", "preset": settings.preset}, "rgb24", FromRgb("rgb24")
+        options = {"qp": "0", "preset": settings.preset}
+        if planes is None or planes.pix_fmt == "rgb24":
+            return "libx264rgb", options, "rgb24", FromRgb("rgb24")
+        return "libx264", options, planes.pix_fmt, planes.converter()
     # H.264 can crop 4:2:0 pictures by even numbers only, so an odd size keeps its size as 4:4:4.
     is_odd = settings.width % 2 or settings.height % 2
-    pix_fmt = settings.pix_fmt or ("yuv444p" if is_odd else "yuv420p")
+    pix_fmt = planes.pix_fmt if planes else settings.pix_fmt or ("yuv444p" if is_odd else "yuv420p")
     if is_odd and pix_fmt in ("yuv420p", "yuvj420p", "nv12"):
         raise UsageError(f"{pix_fmt} cannot hold odd sizes such as {settings.width}x{settings.height}; use yuv444p.")
     # x264's macroblock tree reads memory that it never wrote, and its bytes then depend on what ran before.
@@ -213,7 +234,8 @@ def _plan(settings: EncoderSettings) -> tuple[str, dict[str, str], str, Callable
         # Stored in the order shown, so that a segment's clock cannot cross that of the file it is appended to.
         x264 += f":sps-id={settings.parameter_set}:bframes=0"
     options = {"crf": f"{settings.crf:g}", "preset": settings.preset, "g": "48", "x264-params": x264}
-    return "libx264", options, pix_fmt, FromRgb(pix_fmt, settings.color)
+    name = "libx264rgb" if pix_fmt == "rgb24" else "libx264"
+    return name, options, pix_fmt, planes.converter() if planes else FromRgb(pix_fmt, settings.color)
 
 
 def _to_palette(rgb: np.ndarray) -> VideoFrame:

@@ -155,9 +155,17 @@ class PyAVReader:
             InputError: it breaks off or is damaged (unless opened with `allow_truncated`).
         """
         if self._meta.num_frames_source == "claimed":
-            for _ in self._stored(_FrameMaker(self._path, self.scan), 0, None):
+            for _ in self.stored():
                 pass
         return self._meta
+
+    def stored(self) -> Iterator[Shown]:
+        """Yield all pictures as the file stores them, neither converted nor deinterlaced, with their times.
+
+        Raises:
+            InputError: as `frames`.
+        """
+        return self._stored(_FrameMaker(self._path, self.scan), 0, None)
 
     def _frames(self, start: int, stop: int | None) -> Iterator[Frame]:
         make = _FrameMaker(self._path, self.scan)

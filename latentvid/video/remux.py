@@ -10,12 +10,13 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-from av.container import OutputContainer
+from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
 from latentvid.core.errors import InputError, UsageError
 from latentvid.core.files import atomic_path, resource_errors
+from latentvid.video.companions import DISK_ERRORS, Account, Companions, container_options
 from latentvid.video.container import open_container, reason, video_stream
 from latentvid.video.sound import Sound, copied_sound, decode_time, picture_start
 
@@ -37,9 +38,26 @@ class _Segment:
     """Ticks by which decoding must run ahead of showing, for frames that are stored out of order."""
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A clip whose companions are carried into a film."""
+
+    path: Path
+    start_s: Fraction
+    """The time in the clip that becomes the film's 0."""
+    moves_s: tuple[Fraction, ...] = (Fraction(0),)
+    """By how much each piece of the clip's clock is moved, where that starts anew."""
+
+
 def concat_segments(
-    paths: Sequence[str | Path], out: str | Path, *, audio_from: str | Path | None = None, overwrite: bool = True
-) -> None:
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    audio_from: str | Path | None = None,
+    beside: Beside | None = None,
+    fps: Fraction | None = None,
+    overwrite: bool = True,
+) -> Account:
     """Write one file that shows the segments one after another, frame for frame what each decodes to alone.
 
     Segments must come from one writer's settings (same codec parameters, size and clock) and begin with a key frame.
@@ -48,6 +66,10 @@ def concat_segments(
     Args:
         audio_from: a file whose sound is copied along, from its first picture on and to the end of the film; a file
             without sound adds none.
+        beside: a clip all of whose sound, subtitles, chapters and so on are carried along.
+        fps: the rate that the file states, where it states one besides its frames' times.
+
+    Returns what became of these.
 
     Raises:
         InputError: a segment is missing, damaged, or of other settings than the first.
@@ -58,32 +80,53 @@ def concat_segments(
     segments = [_examine(Path(path)) for path in paths]
     for segment in segments[1:]:
         _check_alike(segments[0], segment)
-    with atomic_path(out, overwrite=overwrite) as beside, resource_errors(Path(out)):
-        options = {"fflags": "+bitexact"}
-        if beside.suffix.lower() in (".mp4", ".m4v", ".mov"):
-            options["movflags"] = "+faststart"
+    with atomic_path(out, overwrite=overwrite) as written, resource_errors(Path(out)):
+        options = container_options(written, beside.path if beside else None)
         try:
-            with av.open(f"file:{beside}", "w", container_options=options) as target:
-                _copy(segments, target, None if audio_from is None else Path(audio_from))
+            with av.open(f"file:{written}", "w", container_options=options) as target:
+                return _copy(segments, target, None if audio_from is None else Path(audio_from), beside, fps)
         except (av.FFmpegError, ValueError) as error:
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) and (not isinstance(error, av.FFmpegError) or error.errno in DISK_ERRORS):
                 raise
             raise UsageError(
                 f"{out}: the segments cannot be joined into this kind of file ({reason(error)})."
             ) from error
 
 
-def _copy(segments: Sequence[_Segment], target: OutputContainer, audio_from: Path | None) -> None:
+def _copy(
+    segments: Sequence[_Segment],
+    target: OutputContainer,
+    audio_from: Path | None,
+    beside: Beside | None,
+    fps: Fraction | None,
+) -> Account:
     with open_container(segments[0].path) as template_file:
         template = video_stream(segments[0].path, template_file)
         video: VideoStream = target.add_stream_from_template(template)
         video.time_base = segments[0].time_base
+        ratio = template.sample_aspect_ratio
+        if ratio and ratio != 1:  # which only some codecs state themselves
+            video.codec_context.sample_aspect_ratio = ratio
+        if fps is not None:
+            video.codec_context.framerate = fps
+        if beside is not None:
+            with open_container(beside.path) as source:
+                companions = Companions(beside.path, source, target, video, beside.start_s, beside.moves_s)
+                _mux(target, heapq.merge(_film(segments, video), _carried(source, companions), key=decode_time))
+                return companions.account
         if audio_from is None:
             _mux(target, _film(segments, video))
-            return
+            return Account()
         end_s = sum((s.length * s.time_base for s in segments), Fraction(0))
         with copied_sound(Sound(audio_from, picture_start(audio_from), end_s), target) as sound:
             _mux(target, heapq.merge(_film(segments, video), sound, key=decode_time))
+        return Account()
+
+
+def _carried(source: InputContainer, companions: Companions) -> Iterator[Packet]:
+    if companions.streams:
+        for packet in source.demux(*companions.streams):
+            yield from companions.packets(packet)
 
 
 def _mux(target: OutputContainer, packets: Iterator[Packet]) -> None:

@@ -48,6 +48,7 @@ _MAX_PROBED_PIXELS = 256_000_000
 INTERLACED = "its pictures are interlaced: two fields, taken one after the other, make combs where things move"
 DEINTERLACED = "its interlaced pictures are deinterlaced (bwdif)"
 PROGRESSIVE = "its pictures are not marked as interlaced, and are left as they are"
+_USUAL_STEPS = 10
 FEW_PACKETS = 8
 """So few are decoded by one thread: several gain nothing there, and sometimes miss that a frame is damaged."""
 _MAX_RATE = 1000
@@ -77,6 +78,18 @@ class PacketIndex:
     """Where the stream begins anew, or without a key frame."""
     num_led: int = 0
     """First frames that no time is stated of, in front of the others."""
+
+    def moves(self) -> list[int]:
+        """Return by how many ticks each piece of a clock that starts anew, or leaps, was moved to be joined on."""
+        if self.stated is None:
+            return [0]
+        moves: list[int] = []
+        usual = statistics.median_low([b - a for a, b in itertools.pairwise(self.pts)] or [1])
+        for (_, before), (time, stated) in itertools.pairwise([(0, 0), *zip(self.pts, self.stated, strict=True)]):
+            # Frames of one time that were laid out evenly are moved by less than a step or two.
+            if not moves or stated < before or moves[-1] - (time - stated) > _USUAL_STEPS * usual:
+                moves.append(time - stated)
+        return moves
 
 
 @dataclass(frozen=True, slots=True)

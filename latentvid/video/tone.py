@@ -60,6 +60,31 @@ def to_sdr(rgb: NDArray[np.uint16], *, transfer: str | None, primaries: str) -> 
     return out
 
 
+def from_sdr(rgb: NDArray[np.uint8], *, transfer: str | None, primaries: str) -> NDArray[np.uint16]:
+    """Convert BT.709 uint8 [h w 3] to RGB codes of `PIX_FMT`, uint16 [h w 3]: the inverse of `to_sdr` to rounding.
+
+    Args:
+        transfer, primaries: those that the codes are to be in, as in `to_sdr`.
+    """
+    out = np.empty(rgb.shape, np.uint16)
+    matrix = np.linalg.inv(to_bt709(primaries))
+    for top in range(0, len(rgb), _ROWS):
+        rows = rgb[top : top + _ROWS]
+        light = (rows.reshape(-1, 3).T / 255) ** _GAMMA
+        if transfer in ("pq", "hlg"):
+            rolled = light.max(axis=0) * WHITE
+            bright = _unrolled(rolled)
+            light *= bright / np.maximum(rolled, 1e-9) * WHITE
+        light = np.maximum(matrix @ light, 0)
+        if transfer == "hlg":
+            luma = np.maximum(_LUMA_2020.astype(np.float64) @ light / PEAK, 1e-9)
+            code = hlg_code(light / PEAK * luma ** (1 / 1.2 - 1))
+        else:
+            code = pq_code(light) if transfer == "pq" else light ** (1 / _GAMMA)
+        out[top : top + _ROWS] = np.rint(np.clip(code, 0, 1) * FULL).T.reshape(rows.shape).astype(np.uint16)
+    return out
+
+
 def to_bt709(primaries: str) -> NDArray[np.float64]:
     """Return the matrix [3 3] from light in some primaries to light in BT.709's."""
     return np.asarray(np.linalg.solve(_to_xyz("bt709"), _to_xyz(primaries)), np.float64)
@@ -81,6 +106,13 @@ def hlg_scene(code: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the scene light in [0, 1] of HLG codes in [0, 1]."""
     a, b, c = 0.17883277, 0.28466892, 0.55991073
     return np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12)
+
+
+def hlg_code(scene: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the HLG codes of scene light in [0, 1]."""
+    a, b, c = 0.17883277, 0.28466892, 0.55991073
+    scene = np.clip(scene, 0, 1)
+    return np.where(scene <= 1 / 12, np.sqrt(3 * scene), a * np.log(np.maximum(12 * scene - b, 1e-9)) + c)
 
 
 def roll_off(light: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -107,6 +139,12 @@ def _looked_up(table: NDArray[_Value], light: Array) -> NDArray[_Value]:
 def _steps() -> NDArray[np.float64]:
     """Return the light of every step of such a table, the first a little above 0."""
     return np.square(np.maximum(np.arange(_STEPS), 0.25) / (_STEPS - 1))
+
+
+def _unrolled(light: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the light, cd/m2, that `roll_off` brings to this."""
+    bright = pq_light(np.linspace(0, float(pq_code(np.array(PEAK))), 4096))
+    return np.interp(light, roll_off(bright), bright)
 
 
 @cache

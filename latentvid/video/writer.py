@@ -13,17 +13,20 @@ from typing import Literal
 
 import av
 import numpy as np
+from av.video.frame import PictureType, VideoFrame
 from torch import Tensor
 
 from latentvid.core.errors import LatentVidError, ResourceError, UsageError
 from latentvid.core.files import atomic_path, check_output, resource_errors
 from latentvid.video.encoders import Encoder, EncoderSettings, choose_codec, open_encoder
 from latentvid.video.pixels import to_uint8
+from latentvid.video.planes import Planes
 from latentvid.video.rate import as_rate
 from latentvid.video.sound import Sound
 
 _QUEUE_FRAMES = 8
 _TICK = Fraction(1, 90_000)
+_Picture = np.ndarray | VideoFrame
 
 
 class VideoWriter:
@@ -54,6 +57,7 @@ class VideoWriter:
         parameter_set: int = 0,
         sample_aspect_ratio: Fraction = Fraction(1),
         sound: Sound | None = None,
+        planes: Planes | None = None,
         overwrite: bool = False,
     ) -> None:
         """Check everything that can be checked before the first frame.
@@ -70,6 +74,9 @@ class VideoWriter:
                 to a file that has its own (see `latentvid.video.append`).
             sample_aspect_ratio: width of a pixel over its height, tagged; GIFs and stills cannot say it.
             sound: copied along from another file; one without sound adds none.
+            planes: store pictures as another clip does, turned back as they are there: H.264 or FFV1, whose pixel
+                format, colours, pixel shape and display matrix are then the clip's. `width` and `height` are of upright
+                pictures.
 
         Raises:
             UsageError: the file exists (without `overwrite`), or its suffix, codec or size do not go together.
@@ -82,15 +89,15 @@ class VideoWriter:
             raise UsageError(f"{path}: frames of {width}x{height} cannot be written.")
         check_output(self._path, overwrite=overwrite)
         tick = time_base or (_TICK if is_variable_rate else None)
-        codec = choose_codec(self._path, codec)
+        codec = choose_codec(self._path, codec, is_film=planes is not None)
         if sound is not None and codec in ("gif", "still"):
             raise UsageError(f"{path}: {self._path.suffix} files hold no sound; name an .mp4 or .mkv file.")
         self._settings = EncoderSettings(
             width, height, fps, codec, crf, preset, pix_fmt, tick, color, 1 / fps, parameter_set,
-            sample_aspect_ratio, sound,
+            sample_aspect_ratio, sound, planes,
         )  # fmt: skip
         self._overwrite = overwrite
-        self._queue: queue.Queue[tuple[np.ndarray, Fraction] | None] = queue.Queue(_QUEUE_FRAMES)
+        self._queue: queue.Queue[tuple[_Picture, Fraction] | None] = queue.Queue(_QUEUE_FRAMES)
         self._error: BaseException | None = None
         self._abort = threading.Event()
         self._thread: threading.Thread | None = None
@@ -139,6 +146,14 @@ class VideoWriter:
             self._put((rgb, time_s))
             self._count += 1
 
+    def write_stored(self, picture: VideoFrame, time_s: Fraction) -> None:
+        """Append a decoded picture bit for bit; `planes` says how it is stored. Blocks while the queue is full."""
+        if self._thread is None or self._settings.planes is None:
+            raise RuntimeError("VideoWriter must be entered, and know `planes`, before it can write stored pictures")
+        picture.pict_type = PictureType.NONE  # the encoder chooses its own key frames
+        self._put((picture, time_s))
+        self._count += 1
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -167,7 +182,7 @@ class VideoWriter:
         if self._thread is not None:
             self._thread.join()
 
-    def _put(self, item: tuple[np.ndarray, Fraction] | None) -> None:
+    def _put(self, item: tuple[_Picture, Fraction] | None) -> None:
         while True:
             self._raise_failure()
             try:
@@ -197,7 +212,7 @@ class VideoWriter:
         except (av.FFmpegError, OSError, ValueError) as error:
             self._error = self._error or error
 
-    def _next(self) -> tuple[np.ndarray, Fraction] | None:
+    def _next(self) -> tuple[_Picture, Fraction] | None:
         while not self._abort.is_set():
             try:
                 return self._queue.get(timeout=0.1)

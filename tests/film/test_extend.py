@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from latentvid.core.errors import InputError, UsageError
 from latentvid.core.files import sha256_of
@@ -19,12 +21,16 @@ from latentvid.film.extend import extend_clip, model_size
 from latentvid.film.folder import RunFolder
 from latentvid.film.generate import resume_film
 from latentvid.film.joins import joins_of_film
+from latentvid.film.make import Progress
 from latentvid.pipeline import LatentVideoPipeline
-from latentvid.video.reader import open_video
+from latentvid.video.planes import Planes
+from latentvid.video.reader import Reading, open_video
 from latentvid.video.writer import VideoWriter
 from tests.film.tiny import STEPS
+from tests.video.clips import native, planes, remuxed, same
 
 ROOT = Path(__file__).resolve().parents[2]
+AS_THEY_ARE = {"avoid_negative_ts": "disabled"}
 
 
 def write_clip(
@@ -153,6 +159,194 @@ def test_reencoding_on_demand(pipeline: LatentVideoPipeline, tmp_path: Path) -> 
         extend_clip(pipeline, clip, clip, num_frames=3, overwrite=True, **STEPS)
     with pytest.raises(UsageError, match="is written as"):
         extend_clip(pipeline, clip, tmp_path / "b.gif", num_frames=3, **STEPS)
+
+
+BT2020_HLG = (9, 1, 18, 9)
+
+
+@pytest.mark.parametrize(
+    ("codec", "pix_fmt", "given", "suffix", "how"),
+    [
+        ("libx264", "yuv420p", {"sample_aspect_ratio": Fraction(16, 15)}, ".mp4", "were copied"),
+        ("libx264", "yuvj420p", {"sample_aspect_ratio": Fraction(64, 45), "tags": (5, 2, 5, 5)}, ".mkv", "were copied"),
+        ("libx264", "yuv422p10le", {"tags": BT2020_HLG, "rotation": 90}, ".mov", "were copied"),
+        ("libx264", "yuv420p", {"rotation": -90, "options": {"g": "4"}}, ".mkv", "were copied"),
+        ("mpeg4", "yuv420p", {"sample_aspect_ratio": Fraction(16, 11)}, ".mp4", "its codec is mpeg4"),
+        ("prores_ks", "yuv422p10le", {"tags": (1, 1, 1, 1)}, ".mov", "its codec is prores"),
+        ("mjpeg", "yuvj422p", {"height": 31, "rotation": 180}, ".mkv", "its codec is mjpeg"),
+        ("ffv1", "yuv420p", {"width": 47, "height": 31}, ".mp4", "as FFV1 in their own pixel format (yuv420p)"),
+        ("ffv1", "gray", {}, ".mkv", "in their own pixel format (gray)"),
+    ],
+)
+def test_the_clips_own_planes_shape_colours_and_turn_stay(
+    pipeline: LatentVideoPipeline, tmp_path: Path, codec: str, pix_fmt: str, given: dict, suffix: str, how: str
+) -> None:
+    clip = native(tmp_path / ("clip.mkv" if codec == "ffv1" else "clip.mov"), codec, pix_fmt, **given)
+    out = tmp_path / f"film{suffix}"
+    report = extend_clip(pipeline, clip, out, num_frames=4, **STEPS)
+    assert how in report.notes[0]
+    assert ("FFmpeg" in report.notes[0]) == (how != "were copied")  # what plays it is said
+    form = {"gray": "gray"}.get(pix_fmt)
+    assert same(planes(clip, form), planes(out, form))
+    mine, theirs = (open_video(path).meta for path in (clip, out))
+    assert theirs.num_frames == mine.num_frames + 4
+    for name in ("sample_aspect_ratio", "rotation", "width", "height", "color_matrix", "color_range"):
+        assert getattr(mine, name) == getattr(theirs, name), name
+    with av.open(str(clip)) as a, av.open(str(out)) as b:
+        own, frames = next(a.decode(video=0)), list(b.decode(video=0))
+    if pix_fmt != "gray":
+        stated = [(f.format.name, f.width, f.height, f.color_range or 1) for f in (own, frames[-1])]
+        assert stated[0] == stated[1]
+        for tag in ("colorspace", "color_trc", "color_primaries"):
+            assert getattr(own, tag) in (2, getattr(frames[-1], tag)), tag
+
+
+def test_what_a_capture_holds_is_counted_and_errors_come_before_any_window(
+    pipeline: LatentVideoPipeline, tmp_path: Path
+) -> None:
+    options = {"g": "10", "x264-params": "bframes=2:open-gop=0:scenecut=0"}
+    whole = native(tmp_path / "whole.mp4", "libx264", "yuv420p", num_frames=34, options=options)
+    clip = remuxed(whole, tmp_path / "clip.ts", skip=7)
+    out = tmp_path / "film.mp4"
+    report = extend_clip(pipeline, clip, out, num_frames=4, **STEPS)
+    assert "were copied" in report.notes[0]
+    assert report.fps == 12
+    assert len(planes(out)) == 24 + 4
+    assert same(planes(whole)[10:], planes(out))
+    assert np.allclose(np.diff([float(t) for t in read(out)[1]]), 1 / 12, atol=1e-3)
+    assert RunFolder.open(out.with_suffix(".run")).settings.clip.num_frames == 24  # type: ignore[union-attr]
+    assert joins_of_film(out)[0] == 24
+
+    loud = tmp_path / "loud.avi"
+    with av.open(str(loud), "w") as target:
+        video, sound = target.add_stream("mjpeg", rate=12), target.add_stream("pcm_mulaw", rate=16000, layout="mono")
+        video.width, video.height, video.pix_fmt = 48, 32, "yuvj420p"
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.int16), "s16", "mono")
+        samples.sample_rate = 16000
+        target.mux(sound.encode(samples))
+        for n in range(3):
+            picture = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 9 * n, np.uint8), "rgb24")
+            target.mux(video.encode(picture))
+        target.mux(video.encode(None))
+    with pytest.raises(UsageError, match=r"its sound \(pcm_mulaw\) does not go into"):
+        extend_clip(pipeline, loud, tmp_path / "loud.mp4", num_frames=4, **STEPS)
+    assert not list((tmp_path / "loud.run" / "windows").iterdir())
+
+
+def moved(whole: Path, out: Path, *, keys: int, ticks: int) -> Path:
+    """Copy a clip's packets but those before key frame number `keys`, earlier by so many ticks besides.
+
+    Matroska states no times before 0: packets lose theirs.
+    """
+    with av.open(str(whole)) as source, av.open(str(out), "w", container_options=AS_THEY_ARE) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        first = [n for n, packet in enumerate(packets) if packet.is_keyframe][keys]
+        start = packets[first].pts + ticks
+        for packet in packets[first:]:
+            packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, stream
+            target.mux_one(packet)
+    with av.open(str(out)) as made:
+        assert any(packet.pts is None for packet in made.demux(video=0) if packet.size)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("joined.ts", "do not state the right times"),
+        ("delayed.avi", "do not say when its frames are shown"),
+        ("bare.h264", "do not say when its frames are shown"),
+        ("early.mkv", "do not say when its frames are shown"),
+        ("cut.mkv", "were copied"),
+        ("whole.mp4", "were copied"),
+    ],
+)
+def test_times_that_a_file_states_wrongly_are_right_in_the_film(
+    pipeline: LatentVideoPipeline, tmp_path: Path, kind: str, how: str
+) -> None:
+    options = {"g": "8", "bf": "2", "x264-params": "scenecut=0:open-gop=1"}
+    clip = whole = native(tmp_path / "whole.mp4", "libx264", "yuv420p", num_frames=20, options=options)
+    if kind == "joined.ts":
+        piece, clip = add_sound(whole, tmp_path / "piece.ts"), tmp_path / kind
+        clip.write_bytes(piece.read_bytes() * 2)
+    elif kind.endswith(".mkv"):
+        clip = moved(whole, tmp_path / kind, keys=int(kind == "cut.mkv"), ticks=0 if kind == "cut.mkv" else 4096)
+    elif kind != "whole.mp4":
+        clip = native(tmp_path / kind, "libx264", "yuv420p", num_frames=20, options=options)
+    out = tmp_path / "film.mp4"
+    report = extend_clip(pipeline, clip, out, num_frames=4, **STEPS)
+    assert how in report.notes[0]
+    count = len(planes(clip))
+    assert same(planes(clip), planes(out))
+    times = [float(t) for t in read(out)[1]]
+    assert len(times) == count + 4
+    assert np.allclose(np.diff(times), 1 / 12, atol=2e-3)
+    with av.open(str(out)) as film:  # which is decoded at an even pace, too
+        assert float(film.streams.video[0].average_rate) == pytest.approx(12, rel=1e-3)
+        sound = [float(p.pts * p.time_base) for p in film.demux(*film.streams.audio) if p.size]
+    if kind == "joined.ts":  # its sound is joined on where the pictures are
+        half = len(sound) // 2
+        assert half >= 16
+        assert np.allclose(np.subtract(sound[-half:], sound[:half]), 20 / 12, atol=2e-3)
+
+
+def test_frames_that_no_file_stores_as_they_are_read(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for n in range(6):
+        Image.fromarray(np.full((32, 48, 3), 20 * n, np.uint8)).save(pictures / f"{n}.png")
+    fields = native(tmp_path / "fields.mp4", "libx264", "yuv420p", options={"x264-params": "interlaced=1"})
+    turned, exif = tmp_path / "turned.png", Image.Exif()
+    exif[0x0112] = 5
+    Image.fromarray(np.arange(32 * 48 * 3, dtype=np.uint8).reshape(32, 48, 3)).save(turned, exif=exif)
+    for clip, reading, why in (
+        (pictures, Reading(Fraction(12)), "it is a row of pictures"),
+        (fields, Reading(deinterlace=True), "its pictures are deinterlaced"),
+        (turned, Reading(), "it is a png file"),
+    ):
+        out = tmp_path / f"{clip.stem}_longer.mkv"
+        report = extend_clip(pipeline, clip, out, num_frames=4, reading=reading, **STEPS)
+        assert why in report.notes[0]
+        assert "as H.264 in RGB" in report.notes[0]
+        own = torch.stack([frame.pixels for frame in reading.open(clip).frames()])
+        with open_video(out) as reader:
+            assert reader.counted().num_frames == len(own) + 4
+            assert torch.equal(torch.stack([frame.pixels for frame in reader.frames(0, len(own))]), own)
+            assert reader.meta.fps == reading.open(clip).meta.fps
+    with pytest.raises(UsageError, match="because it is a row of pictures"):
+        extend_clip(
+            pipeline, pictures, tmp_path / "no.mp4", num_frames=4, source_frames="copy", reading=Reading(Fraction(12)),
+            **STEPS,
+        )  # fmt: skip
+
+
+def test_runs_from_before_a_clips_own_planes_were_kept_go_on(
+    pipeline: LatentVideoPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have windows in RGB already, and records without what is known of a clip now."""
+    clip = native(tmp_path / "clip.mkv", "ffv1", "yuv420p", sample_aspect_ratio=Fraction(1))
+    out = tmp_path / "film.mp4"
+
+    def stop(at: Progress) -> None:
+        if at.window:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Planes, "lossless_codec", lambda self, suffix: None)
+        with pytest.raises(KeyboardInterrupt):
+            extend_clip(pipeline, clip, out, num_frames=16, on_progress=stop, **STEPS)
+    record = json.loads((tmp_path / "film.run" / "run.json").read_text())
+    assert record["settings"]["clip"]["planes"] == "rgb"
+    for name in ("planes", "why", "notes", "pixel_aspect"):
+        del record["settings"]["clip"][name]
+    (tmp_path / "film.run" / "run.json").write_text(json.dumps(record))
+    report = resume_film(tmp_path / "film.run", pipeline=pipeline)
+    assert report.resumed_at == 1
+    assert "as H.264 in RGB" in report.notes[0]
+    own, whole = read(clip)[0], read(out)[0]
+    assert len(whole) == 8 + 16
+    assert torch.equal(whole[:8], own)
 
 
 def test_one_frame_is_enough(pipeline: LatentVideoPipeline, tmp_path: Path) -> None:

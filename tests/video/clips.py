@@ -5,6 +5,8 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,3 +60,68 @@ def write(path: Path, video: Tensor, fps: Fraction | int = 25, **options: object
 def read(path: Path, **options: object) -> Tensor:
     """Read all frames, uint8 [t 3 h w]."""
     return torch.stack([frame.pixels for frame in open_video(path, **options).frames()])  # type: ignore[arg-type]
+
+
+def native(
+    path: Path, codec: str, pix_fmt: str, *, num_frames: int = 8, width: int = 48, height: int = 32, fps: int = 12,
+    sample_aspect_ratio: Fraction | None = None, tags: tuple[int, int, int, int] | None = None, rotation: int = 0,
+    options: dict[str, str] | None = None,
+) -> Path:  # fmt: skip
+    """Write a clip in a pixel format of its own, with PyAV alone.
+
+    Args:
+        tags: matrix, range, transfer and primaries as numbers of H.273.
+        rotation: degrees that the display matrix turns it by, anticlockwise.
+    """
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=fps, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        context = stream.codec_context
+        if sample_aspect_ratio:
+            context.sample_aspect_ratio = sample_aspect_ratio
+        if tags:
+            context.colorspace, context.color_range, context.color_trc, context.color_primaries = tags
+        if rotation:
+            stream.set_display_rotation(rotation)
+        y, x = np.mgrid[:height, :width]
+        for n in range(num_frames):
+            rgb = np.stack([(x + 3 * n) * 5 % 256, (y + n) * 7 % 256, (x + y + 9 * n) * 3 % 256], -1).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format=pix_fmt)
+            frame.pts, frame.time_base = n, Fraction(1, fps)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
+
+
+def remuxed(path: Path, out: Path, *, skip: int = 0) -> Path:
+    """Copy a clip's packets but the first `skip` into another kind of file."""
+    with av.open(str(path)) as source, av.open(str(out), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for n, packet in enumerate(source.demux(video=0)):
+            if packet.size and n >= skip:
+                packet.stream = stream
+                target.mux_one(packet)
+    return out
+
+
+def planes(path: Path, pix_fmt: str | None = None) -> list[list[np.ndarray]]:
+    """Decode all frames as they are stored, each a list of its planes' bytes."""
+    found = []
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            picture = frame.reformat(format=pix_fmt) if pix_fmt else frame
+            width = 2 if max(c.bits for c in picture.format.components) > 8 else 1
+            found.append(
+                [
+                    np.frombuffer(memoryview(p), np.uint8).reshape(p.height, p.line_size)[:, : p.width * width].copy()
+                    for p in picture.planes
+                ]
+            )
+    return found
+
+
+def same(one: list[list[np.ndarray]], other: list[list[np.ndarray]]) -> bool:
+    """Whether the first list's frames are those that the other begins with."""
+    return len(one) <= len(other) and all(
+        len(a) == len(b) and all(map(np.array_equal, a, b)) for a, b in zip(one, other, strict=False)
+    )
