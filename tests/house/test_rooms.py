@@ -34,7 +34,6 @@ NEIGHBOURS = {
 OWNERS = {
     "av": "video/",
     "decord": "video/",
-    "torchcodec": "video/",
     "accelerate": "training/loop.py",
     "ray": "autoencoders/ray_batch.py",
     "typer": "cli/",
