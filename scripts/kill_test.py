@@ -1,10 +1,10 @@
-"""Kills films at random moments, lets them go on, and compares every byte with films that nobody disturbed.
+"""Kills work at random moments, lets it go on, and compares every byte with work that nobody disturbed.
 
     python scripts/kill_test.py --model checkpoints/NAME --kills 20 [--frames 64] [--steps 20] [--json FILE]
 
-Films are made from a prompt, continue a clip, or have a window made again, in turn; the fourth kind of work is a small
-training. A child process does it and dies by SIGKILL at a moment drawn from --seed; another resumes it. Prints one line
-per kill; exit code 1 if anything differs.
+In turn: a film from a prompt, a clip that is continued, a window made again, a small training, a folder of clips that
+is encoded, and a finetuning of the model's decoder. A child process does it and dies by SIGKILL at a moment drawn from
+--seed; another resumes it. Prints one line per kill; exit code 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from latentvid.cli.main import main as main_of_cli
 from latentvid.core.files import sha256_of
+from latentvid.core.places import find_checkpoint
 from latentvid.core.rng import Rng
 from latentvid.film.extend import extend_clip
 from latentvid.film.folder import RunFolder, run_path
@@ -36,10 +38,13 @@ from latentvid.film.reroll import reroll_window
 from latentvid.pipeline import LatentVideoPipeline
 from latentvid.training.loop import LoopConfig, train
 from latentvid.training.task import Task
+from latentvid.video.writer import VideoWriter
 
 PROMPT = "slow clouds drifting left over hills at dusk"
 COMPARED = ("windows/*", "carry/*", "drift.json", "preview.m3u8", "preview/*.ts")
-VERBS = ("generate", "extend", "reroll", "train")
+VERBS = ("generate", "extend", "reroll", "train", "encode", "finetune")
+FOOTAGE, CLIP_FRAMES, CROP = 5, 12, 32
+"""Clips that are encoded and trained on, their frames, and the side of training crops."""
 TRAINING = LoopConfig(steps=60, lr=0.05, warmup=2, ema_decay=0.9, log_every=4, save_every=10, validate_every=30)
 
 
@@ -58,9 +63,13 @@ class Kill:
 class Films:
     """What is made, undisturbed, and how to make it again."""
 
-    def __init__(self, pipeline: LatentVideoPipeline, folder: Path, *, num_frames: int, steps: int) -> None:
-        self.pipeline, self.folder = pipeline, folder
+    def __init__(self, pipeline: LatentVideoPipeline, vae: Path, folder: Path, *, num_frames: int, steps: int) -> None:
+        self.pipeline, self.vae, self.folder = pipeline, vae, folder
         self.num_frames, self.steps = num_frames, steps
+        self.footage = folder / "footage"
+        self.footage.mkdir()
+        for number in range(FOOTAGE):
+            write_footage(self.footage / f"{number}.mp4", number)
         self.clip = folder / "clip.mp4"
         generate_film(pipeline, PROMPT, self.clip, seed=99, num_inference_steps=steps, keep_run=False)
         self.seconds: dict[str, float] = {}
@@ -89,6 +98,14 @@ class Films:
             reroll_window(run_path(out), 0, prompt="sea at night", pipeline=self.pipeline)
         elif verb == "train":
             train(_Line(), TRAINING, out.parent / "training", device="cpu", resume=True)
+        elif verb == "encode":
+            latentvid("encode", self.footage, "-o", out.parent / "latents", "--vae", self.vae)
+        elif verb == "finetune":
+            latentvid(
+                "finetune-decoder", self.footage, "-o", out.parent / "decoder", "--vae", self.vae, "--resume",
+                "--steps", 6, "--crop", CROP, "--clip-frames", 4, "--set", "num_clips=8",
+                "--set", "num_validation_clips=2", "--set", "loop.save_every=2", "--set", "loop.validate_every=3",
+            )  # fmt: skip
         else:
             extend_clip(
                 self.pipeline, self.clip, out, num_frames=self.num_frames, prompt=PROMPT, num_inference_steps=self.steps
@@ -111,6 +128,20 @@ class Films:
         found, wanted = hashes(out), self.wanted[verb]
         different = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
         return Kill(verb, round(after_s, 3), num_complete, different)
+
+
+def latentvid(*words: object) -> None:
+    """Run a verb on the CPU; raise where it fails."""
+    if main_of_cli([*map(str, words), "--device", "cpu", "--quiet"]):
+        raise RuntimeError(f"latentvid {words[0]} failed")
+
+
+def write_footage(path: Path, seed: int) -> None:
+    """Write a small clip of noise that moves."""
+    ground = Rng(seed).uniform(3, 2 * CROP, 2 * CROP)[0]
+    frames = torch.stack([ground.roll(2 * k, dims=2) for k in range(CLIP_FRAMES)]).mul(255).to(torch.uint8)
+    with VideoWriter(path, fps=12, width=2 * CROP, height=2 * CROP) as writer:
+        writer.write(frames)
 
 
 class _Line(Task):
@@ -136,13 +167,16 @@ class _Line(Task):
 def hashes(film: Path) -> dict[str, str]:
     """Return the hashes of a film and of what its run folder holds, window records aside: they tell the time.
 
-    Of a training, those of its export and its last weights.
+    Of a training and a finetuning, those of what they export and of their last weights; of a folder that was encoded,
+    those of the latents.
     """
     run, training = run_path(film), film.parent / "training"
     files = [file for pattern in COMPARED for file in run.glob(pattern) if file.suffix != ".json" or file.parent == run]
     files += [*training.glob("export/*"), *training.glob("state/*/model.safetensors"), *training.glob("result.json")]
+    files += [*film.parent.glob("latents/**/*"), *film.parent.glob("decoder/*.safetensors")]
+    files += film.parent.glob("decoder/run/*/export/*.safetensors")
     files += [film] if film.exists() else []
-    return {file.relative_to(film.parent).as_posix(): sha256_of(file) for file in files}
+    return {file.relative_to(film.parent).as_posix(): sha256_of(file) for file in files if file.is_file()}
 
 
 def kill_films(films: Films, kills: int, *, seed: int, tell: Callable[[Kill], None]) -> list[Kill]:
@@ -189,7 +223,8 @@ def main() -> int:
     torch.set_num_threads(1)  # before any work: threads do not survive a fork
     pipeline = LatentVideoPipeline.from_pretrained(arguments.model)
     with tempfile.TemporaryDirectory() as folder:
-        films = Films(pipeline, Path(folder), num_frames=arguments.frames, steps=arguments.steps)
+        vae = find_checkpoint(arguments.model) / "vae"
+        films = Films(pipeline, vae, Path(folder), num_frames=arguments.frames, steps=arguments.steps)
         kills = kill_films(films, arguments.kills, seed=arguments.seed, tell=_tell)
     bad = sum(bool(kill.different) for kill in kills)
     print(f"{len(kills)} kills, {len(kills) - bad} identical")
@@ -204,7 +239,7 @@ def main() -> int:
 
 
 def _tell(kill: Kill) -> None:
-    at = "of no film" if kill.num_complete < 0 else f"with {kill.num_complete} windows"
+    at = "of no run of a film" if kill.num_complete < 0 else f"with {kill.num_complete} windows"
     print(f"{kill.verb} after {kill.after_s:.2f} s, {at}: {', '.join(kill.different) or 'identical'}", flush=True)
 
 
