@@ -126,6 +126,6 @@ def _step(task: DecoderTask, data: dict[str, torch.Tensor], precision: str) -> N
     device = data["latents"].device.type
     task.begin_step(0)
     with torch.autocast(device, half, enabled=half is not None):
-        task(data)[0].backward()
-        for judged in task.discriminator_batches():
-            task(judged)[0].backward()
+        for player in task.players(lr=1.0):
+            for batch in [data] if player.batches is None else player.batches():
+                task(batch)[0].backward()
