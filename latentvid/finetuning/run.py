@@ -30,10 +30,9 @@ from latentvid.finetuning.guard import Guarded, guard_images
 from latentvid.metrics.lpips import PerceptualNetwork
 from latentvid.training.crops import GAMMA, HUE, LEVELS, SATURATION, NativeCrops
 from latentvid.training.decoder import DecoderTask
-from latentvid.training.latent_cache import LatentCache, build_cache, cache_name
+from latentvid.training.latent_cache import LatentCache, OnPrepared, build_cache, cache_name
 from latentvid.training.loop import LAYOUT as RUN_LAYOUT
 from latentvid.training.loop import OnRecord, is_main_process, main_process_first, train
-from latentvid.training.recipes import OnPrepared
 from latentvid.training.resuming import OnNote
 
 LPIPS_WEIGHT = 0.1
