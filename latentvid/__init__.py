@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from latentvid.autoencoders.temporal import TemporalAutoencoder
     from latentvid.denoisers.temporal_unet import TemporalUNet
+    from latentvid.finetuning.result import finetune_decoder
     from latentvid.pipeline import LatentVideoPipeline
     from latentvid.video.reader import open_video
 
 __version__ = "0.1.0"
-__all__ = ["LatentVideoPipeline", "TemporalAutoencoder", "TemporalUNet", "open_video"]
+__all__ = ["LatentVideoPipeline", "TemporalAutoencoder", "TemporalUNet", "finetune_decoder", "open_video"]
 
 _HOMES = {
     "LatentVideoPipeline": "latentvid.pipeline",
     "TemporalAutoencoder": "latentvid.autoencoders.temporal",
     "TemporalUNet": "latentvid.denoisers.temporal_unet",
+    "finetune_decoder": "latentvid.finetuning.result",
     "open_video": "latentvid.video.reader",
 }
 

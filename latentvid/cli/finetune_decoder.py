@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
-from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,11 +16,10 @@ from latentvid.cli.output import Output
 
 if TYPE_CHECKING:
     from latentvid.core.runtime import Runtime
-    from latentvid.evaluation.report import Report
-    from latentvid.training.finetune import FinetuneConfig, Finetuned
-    from latentvid.training.finetune_estimate import Estimate
-    from latentvid.training.held_out import Footage
-    from latentvid.video.reader import Reading
+    from latentvid.finetuning.config import FinetuneConfig
+    from latentvid.finetuning.estimate import Estimate
+    from latentvid.finetuning.footage import Footage
+    from latentvid.finetuning.result import FinetuneResult, Progress
 
 
 def run(
@@ -100,11 +99,10 @@ def run(
     numbered = fps is not None
     train = find_videos(footage, numbered=numbered)
     held_out = find_videos(val, numbered=numbered) if val else []
-    check_apart(train, held_out)
     from latentvid.core.places import only_checkpoint
     from latentvid.core.runtime import resolve_runtime
-    from latentvid.training.finetune_estimate import estimate
-    from latentvid.training.held_out import find_footage
+    from latentvid.finetuning.estimate import estimate
+    from latentvid.finetuning.footage import find_footage
     from latentvid.training.loop import is_main_process
     from latentvid.video.reader import Reading
 
@@ -142,22 +140,9 @@ def run(
         needs = estimate(settings, base, found, runtime=runtime)
         _tell_estimate(needs, list(settings.stages), found, runtime, out)
         return
-    done = _train(settings, base, found, output, runtime=runtime, resume=resume, out=out)
+    done = _finetune(settings, base, found, output, runtime=runtime, resume=resume, command=_command(context), out=out)
     if is_main_process():
-        _finish(done, settings, base, found, output, runtime=runtime, command=_command(context), out=out)
-
-
-def check_apart(train: list[Path], held_out: list[Path]) -> None:
-    """Refuse to train on what is held out.
-
-    Raises:
-        UsageError: a file is in both.
-    """
-    from latentvid.core.errors import UsageError
-
-    both = {path.resolve() for path in train} & {path.resolve() for path in held_out}
-    if both:
-        raise UsageError(f"{min(both)} is both in FOOTAGE and in --val; held-out clips must not be trained on.")
+        _tell_result(done, out)
 
 
 def _of_each_stage(flags: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +162,7 @@ def _settings(
     config: Path | None, overrides: list[str] | None, flags: dict[str, Any], lpips_trunk: Path | None
 ) -> FinetuneConfig:
     from latentvid.core.config import load_config
-    from latentvid.training.finetune import FinetuneConfig
+    from latentvid.finetuning.config import FinetuneConfig
 
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
     settings = load_config(config, FinetuneConfig, [*(overrides or []), *given])
@@ -223,7 +208,7 @@ def _tell_estimate(needs: Estimate, stages: list[str], found: Footage, runtime: 
     needs.check_memory(runtime.device)
 
 
-def _train(
+def _finetune(
     settings: FinetuneConfig,
     base: str,
     found: Footage,
@@ -231,35 +216,32 @@ def _train(
     *,
     runtime: Runtime,
     resume: bool,
+    command: str,
     out: Output,
-) -> Finetuned:
-    from latentvid.training.finetune import finetune
+) -> FinetuneResult:
+    from latentvid.finetuning.result import finetune_decoder
 
     bars = _Bars(out)
-    steps = {stage.name: stage.loop.steps for stage in settings.plan()}
 
-    def on_prepared(done: int, total: int) -> None:
-        bars.at("preparing", total, "crops", done)
-
-    def on_record(record: dict[str, Any]) -> None:
-        stage = record["stage"]
-        bars.at(f"training {stage}", steps[stage], "steps", record["step"])
-        if "validation" in record:
-            out.note(_validation_line(record))
-        if "stopped" in record:
-            out.note(f"stage {stage} stopped at step {record['step']}: {record['stopped']}")
+    def on_progress(at: Progress) -> None:
+        units = {"preparing": "crops", "training": "steps", "evaluating": "clips"}
+        bars.at(f"{at.phase} {at.stage}".rstrip(), at.total, units[at.phase], at.done)
+        if "validation" in at.record:
+            out.note(_validation_line(at.record))
+        if "stopped" in at.record:
+            out.note(f"stage {at.stage} stopped at step {at.done}: {at.record['stopped']}")
 
     try:
         with bars:
-            return finetune(
-                settings,
-                base,
+            return finetune_decoder(
                 found,
                 output,
+                vae=base,
+                config=settings,
                 runtime=runtime,
                 resume=resume,
-                on_prepared=on_prepared,
-                on_record=on_record,
+                command=command,
+                on_progress=on_progress,
                 on_note=out.note,
             )
     except KeyboardInterrupt:
@@ -285,7 +267,7 @@ class _Bars(ExitStack):
         self.done = done
 
 
-def _validation_line(record: dict[str, Any]) -> str:
+def _validation_line(record: Mapping[str, Any]) -> str:
     figures = record["validation"]
     pairs = ", ".join(
         f"{key} {figures[key]:.4g} (frame by frame {figures[f'{key}_frame_by_frame']:.4g})"
@@ -295,60 +277,13 @@ def _validation_line(record: dict[str, Any]) -> str:
     return f"step {record['step']}: held-out crops {pairs}"
 
 
-def _finish(
-    done: Finetuned,
-    settings: FinetuneConfig,
-    base: str,
-    found: Footage,
-    output: Path,
-    *,
-    runtime: Runtime,
-    command: str,
-    out: Output,
-) -> None:
-    """Measure on whole held-out clips and write everything that tells what was gained."""
-    from latentvid.core.files import write_json
-    from latentvid.evaluation.before_after import AFTER, BEFORE, gains, write_before_and_after
-    from latentvid.training.curves import write_curves
-    from latentvid.training.finetune import RUN, results
-    from latentvid.training.model_card import describe, write_card
-
-    clips, reading = [clip.path for clip in found.held_out], found.held_out[0].reading
-    report = _measure(done, clips, reading, settings, runtime, out)
-    facts = {**describe(done, settings, base, found, runtime), "held_out": report.means(), **gains(report)}
-    pair = {BEFORE: done.image, AFTER: done.autoencoder}
-    with results(output) as staged:
-        write_before_and_after(staged, report, clips, pair, max_frames=settings.max_eval_frames, reading=reading)
-        write_curves(staged / "curves.png", {stage.name: output / RUN / stage.name for stage in done.stages})
-        write_card(staged, output.resolve().name, facts=facts, table=report.table(), command=command)
-        write_json(staged / "metrics.json", facts)
-    for stage in done.stages:
+def _tell_result(done: FinetuneResult, out: Output) -> None:
+    for stage in done.trained.stages:
         out.note(stage.sentence())
-    out.note(done.guard.sentence())
-    if facts.get("psnr_gain", 0) < 0:
+    out.note(done.trained.guard.sentence())
+    if done.gains.get("psnr_gain", 0) < 0:
         out.warn("on the held-out clips the finetuned decoder is worse than the image decoder; train longer.")
-    out.result({"output": str(output), **facts}, report.table())
-
-
-def _measure(
-    done: Finetuned, clips: list[Path], reading: Reading, settings: FinetuneConfig, runtime: Runtime, out: Output
-) -> Report:
-    from latentvid.evaluation.before_after import before_and_after
-
-    finished = chain([0], repeat(1))  # we hear of each clip before it is done
-    with out.progress("evaluating", 2 * len(clips), "clips") as advance:
-        report = before_and_after(
-            done.image,
-            done.autoencoder,
-            clips,
-            lpips_trunk=settings.lpips_trunk,
-            device=runtime.device,
-            max_frames=settings.max_eval_frames,
-            reading=reading,
-            on_clip=lambda *_: advance(next(finished)),
-        )
-        advance(1)
-    return report
+    out.result({"output": str(done.folder), **done.facts}, done.table)
 
 
 def _command(context: typer.Context) -> str:

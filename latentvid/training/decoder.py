@@ -28,7 +28,7 @@ from latentvid.temporal.inject import temporal_parameters
 from latentvid.training.adversary import Adversary, DiscriminatorOptions
 from latentvid.training.checkpointing import checkpoint_spatial_blocks
 from latentvid.training.latent_cache import LatentCache, as_network_input
-from latentvid.training.task import Task
+from latentvid.training.task import Player, Task
 
 GUARD_DB = 0.1
 """What single frames may lose."""
@@ -174,10 +174,16 @@ class DecoderTask(Task):
         if self.adversary is not None:
             self.adversary.begin_step(step)
 
-    def discriminator_groups(self) -> list[dict[str, Any]]:
-        return [] if self.adversary is None else self.adversary.groups()
+    def players(self, lr: float) -> list[Player]:
+        """Return the decoder and, after it, the discriminator of what it has decoded."""
+        decoder = Player("decoder", self.parameter_groups(lr))
+        if self.adversary is None:
+            return [decoder]
+        groups = self.adversary.groups()
+        return [decoder, Player("discriminator", groups, self.discriminator_batches, averaged=False)]
 
-    def discriminator_batches(self) -> list[Any]:
+    def discriminator_batches(self) -> list[dict[str, Tensor]]:
+        """Return, and forget, what the last batches left for the discriminator to judge."""
         batches, self._decoded = self._decoded, []
         return batches
 

@@ -25,6 +25,8 @@ SHARD = 128
 
 Encode = Callable[[Tensor], Tensor]
 """[b 3 t h w] in [-1, 1] -> latents [b c t h w]."""
+OnPrepared = Callable[[int, int], None]
+"""(done, total) of the clips being prepared."""
 
 
 def cache_name(*parts: object) -> str:
@@ -38,7 +40,7 @@ def build_cache(
     folder: str | Path,
     *,
     keep_pixels: bool = False,
-    on_clip: Callable[[int, int], None] | None = None,
+    on_clip: OnPrepared | None = None,
 ) -> LatentCache:
     """Encode every clip of `source` into `folder` and open the result.
 

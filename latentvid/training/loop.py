@@ -19,10 +19,10 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +43,7 @@ from latentvid.core.rng import Rng
 from latentvid.core.runtime import resolve_runtime
 from latentvid.training.interrupts import held_interrupts
 from latentvid.training.log import LOG, OnRecord, RunLog
-from latentvid.training.task import Task
+from latentvid.training.task import Player, Task
 
 KEPT_STATES = 2
 LOOP, RECIPE, RESULT, EXPORT = "loop.json", "recipe.json", "result.json", "export"
@@ -149,25 +149,46 @@ class Best:
     weights: list[Tensor] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Learner:
+    """A player with its optimizer, and the peak rate of each of its parameter groups."""
+
+    player: Player
+    optimizer: Any
+    rates: list[float]
+
+
+def _learners(players: Sequence[Player], config: LoopConfig) -> list[_Learner]:
+    """Give every player an optimizer.
+
+    Raises:
+        UsageError: there is nothing to train.
+        ValueError: not exactly one player learns from the task's batches.
+    """
+    if sum(player.batches is None for player in players) != 1:
+        raise ValueError("exactly one player of a task learns from its batches")
+    found = []
+    for player in players:
+        if not player.parameters():
+            whose = f" of the {player.name}" if len(players) > 1 else ""
+            raise UsageError(f"nothing to train: every parameter{whose} is frozen.")
+        groups = list(player.groups)
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        found.append(_Learner(player, optimizer, [group.get("lr", config.lr) for group in groups]))
+    return found
+
+
 class _Run:
     def __init__(
         self, task: Task, config: LoopConfig, folder: Path, *, device: str, on_record: OnRecord | None
     ) -> None:
         self.config, self.folder = config, folder
         self.accelerator = _accelerator(config, device)
-        groups = task.parameter_groups(config.lr)
-        if not any(group["params"] for group in groups):
-            raise UsageError("nothing to train: every parameter is frozen.")
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
         self.task = task
-        self.model, self.optimizer = self.accelerator.prepare(task, optimizer)
-        self.trained = [p for group in groups for p in group["params"]]
-        self.optimizers = [(self.optimizer, [group.get("lr", config.lr) for group in groups])]
-        self.discriminator: Any = None
-        second = task.discriminator_groups()
-        if second:
-            self.discriminator = self.accelerator.prepare(torch.optim.AdamW(second, lr=config.lr))
-            self.optimizers.append((self.discriminator, [group.get("lr", config.lr) for group in second]))
+        learners = _learners(task.players(config.lr), config)
+        self.model, *optimizers = self.accelerator.prepare(task, *(learner.optimizer for learner in learners))
+        self.learners = [replace(one, optimizer=it) for one, it in zip(learners, optimizers, strict=True)]
+        self.trained = [p for one in learners if one.player.averaged for p in one.player.parameters()]
         self.ema = EMAModel(self.trained, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
         self.step = 0
         self.best = Best()
@@ -221,38 +242,42 @@ class _Run:
         set_seed(Rng(self.config.seed).seed_of(stream) % 2**32)
         self._set_rates()
         self.task.begin_step(self.step)
-        for micro in range(self.config.accumulate):
-            last = micro == self.config.accumulate - 1
-            batch = send_to_device(self._batch(self.step * self.config.accumulate + micro), self.accelerator.device)
-            with self._sync(last), self._attention():
-                with self.accelerator.autocast():
-                    loss, terms = self.model(batch)
-                self.accelerator.backward(loss / self.config.accumulate)
-            self._note({"loss": loss, **terms})
-        norm = self.accelerator.clip_grad_norm_(self.trained, self.config.clip_norm)
-        self._note({"grad_norm": norm})
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.discriminator is not None:
-            self._advance_discriminator(self.discriminator)
+        for learner in self.learners:
+            self._take_turn(learner)
         self.step += 1
         if self.config.ema_decay:
             self.ema.step(self.trained)
         self._after_step()
 
-    def _advance_discriminator(self, optimizer: Any) -> None:
-        batches = self.task.discriminator_batches()
+    def _take_turn(self, learner: _Learner) -> None:
+        """Take one optimizer step of a player, if there is something for it to learn from."""
+        player = learner.player
+        is_main = player.batches is None
+        batches: Iterable[Any]
+        if player.batches is None:
+            count = self.config.accumulate
+            indices = range(self.step * count, (self.step + 1) * count)
+            batches = (send_to_device(self._batch(index), self.accelerator.device) for index in indices)
+        else:
+            batches = player.batches()
+            count = len(batches)
+        if not count:
+            return
         for k, batch in enumerate(batches):
-            with self._sync(k == len(batches) - 1):
+            with self._sync(k == count - 1), self._attention():
                 with self.accelerator.autocast():
                     loss, terms = self.model(batch)
-                self.accelerator.backward(loss / len(batches))
-            self._note(terms)
-        if batches:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            self.accelerator.clip_grad_norm_(parameters, self.config.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()
+                self.accelerator.backward(loss / count)
+            self._check_finite(loss, player)
+            self._note({"loss": loss, **terms} if is_main else terms)
+        for other in self.learners:
+            if other is not learner:
+                other.optimizer.zero_grad()  # a player learns from its own batches alone
+        norm = self.accelerator.clip_grad_norm_(player.parameters(), self.config.clip_norm)
+        if is_main:
+            self._note({"grad_norm": norm})
+        learner.optimizer.step()
+        learner.optimizer.zero_grad()
 
     def _after_step(self) -> None:
         config, last = self.config, self.step == self.config.steps
@@ -399,8 +424,8 @@ class _Run:
         if config.schedule == "cosine":
             done = max(0, self.step - config.warmup) / max(1, config.steps - config.warmup)
             factor *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        for optimizer, rates in self.optimizers:
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        for learner in self.learners:
+            for group, rate in zip(learner.optimizer.param_groups, learner.rates, strict=True):
                 group["lr"] = rate * factor
 
     def _attention(self) -> AbstractContextManager[None]:
@@ -421,20 +446,23 @@ class _Run:
             with self.accelerator.no_sync(self.model):
                 yield
 
-    def _note(self, terms: dict[str, Tensor]) -> None:
+    def _check_finite(self, loss: Tensor, player: Player) -> None:
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            whose = "" if player.batches is None else f" of the {player.name}"
+            raise TrainingDiverged(
+                f"the loss{whose} is {value} at step {self.step}; lower lr, or resume from the last state with"
+                " another seed."
+            )
+
+    def _note(self, terms: Mapping[str, Tensor]) -> None:
         for name, tensor in terms.items():
-            value = float(tensor.detach())
-            if name == "loss" and not math.isfinite(value):
-                raise TrainingDiverged(
-                    f"the loss is {value} at step {self.step}; lower lr, or resume from the last state with"
-                    " another seed."
-                )
-            self.log.note(name, value)
+            self.log.note(name, float(tensor.detach()))
 
     def _log_means(self) -> None:
         now = time.monotonic()
         record: dict[str, Any] = {"step": self.step, "steps": self.config.steps, **self.log.take_means()}
-        record["lr"] = self.optimizer.param_groups[0]["lr"]
+        record["lr"] = next(one.optimizer.param_groups[0]["lr"] for one in self.learners if one.player.batches is None)
         record["step_s"] = (now - self._since) / max(1, self.step - self._logged)
         self._since, self._logged = now, self.step
         self.last_record = record

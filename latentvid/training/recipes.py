@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from latentvid.pipeline import LatentVideoPipeline
 from latentvid.training.autoencoder import AutoencoderOptions, AutoencoderTask
 from latentvid.training.decoder import DecoderOptions, DecoderTask
 from latentvid.training.diffusion import DiffusionOptions, DiffusionTask
-from latentvid.training.latent_cache import LatentCache, build_cache, cache_name
+from latentvid.training.latent_cache import LatentCache, OnPrepared, build_cache, cache_name
 from latentvid.training.loop import RECIPE, LoopConfig, OnRecord, check_folder, is_main_process, saved_states, train
 from latentvid.training.pack import open_packed
 from latentvid.training.resuming import OnNote, check_settings
@@ -49,8 +49,6 @@ from latentvid.training.sources import (
 from latentvid.training.task import Task
 from latentvid.training.words import WordsOptions, WordsTask
 
-OnPrepared = Callable[[int, int], None]
-"""(done, total) of the clips being prepared."""
 MOST_LAYERS = 64
 """Of one kind in a row."""
 Widths = Annotated[

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from latentvid.core.errors import InputError
 from latentvid.data.footage import DecodedClips, FootageClips, resize, scan
-from latentvid.training.held_out import find_footage
+from latentvid.finetuning.footage import find_footage
 from latentvid.video.meta import VideoMeta
 from latentvid.video.reader import PyAVReader, Reading, open_video
 

@@ -20,6 +20,7 @@ ROWS = [
     {"autoencoders", "denoisers", "data", "metrics"},
     {"pipeline", "pipeline_call", "pipeline_folder", "extension"},
     {"training", "evaluation", "convert", "film"},
+    {"finetuning"},
     {"cli", "ui"},
 ]
 ROW = {room: number for number, row in enumerate(ROWS) for room in row}

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from latentvid.core.errors import CheckpointError, ResourceError, UsageError
 from latentvid.core.files import LOCK, locked
 from latentvid.training.interrupts import held_interrupts
 from latentvid.training.loop import LoopConfig, TrainingDiverged, saved_states, train
-from tests.training.toys import CONFIG, ToyTask
+from tests.training.toys import CONFIG, ThreePlayers, ToyTask
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -195,6 +196,68 @@ def test_one_step_is_adamws(tmp_path: Path) -> None:
     for name, value in witness.state_dict().items():
         torch.testing.assert_close(task.state_dict()[name], value)
         torch.testing.assert_close(exported(tmp_path)[name], value)
+
+
+def test_players_take_their_turns_each_by_an_optimizer_of_its_own(tmp_path: Path) -> None:
+    """Against the loop written out; killed and resumed it is the same run."""
+    config = CONFIG.model_copy(update={"clip_norm": 0.5, "ema_decay": 0.5, "log_every": 1})
+    task, witness = ThreePlayers(), ThreePlayers()
+    run(tmp_path / "whole", task, config=config)
+    players = witness.players(config.lr)
+    optimizers = [torch.optim.AdamW(player.groups, config.lr, config.betas, weight_decay=0.01) for player in players]
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    logged = [record for record in records(tmp_path / "whole") if "lr" in record]
+    for step in range(config.steps):
+        witness.begin_step(step)
+        for player, optimizer, peaks in zip(players, optimizers, rates, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak / config.lr * logged[step]["lr"]
+            batches = [witness.batch(step)] if player.batches is None else player.batches()
+            for batch in batches:
+                (witness(batch)[0] / len(batches)).backward(inputs=player.parameters())
+            if batches:
+                torch.nn.utils.clip_grad_norm_(player.parameters(), config.clip_norm)
+                optimizer.step()
+            witness.zero_grad()
+        assert ("attested" in logged[step]) == bool(step % 2)
+    begun, done = ThreePlayers().state_dict(), task.state_dict()
+    for name, value in witness.state_dict().items():
+        torch.testing.assert_close(done[name], value)
+        assert not torch.equal(done[name], begun[name])
+    state = saved_states(tmp_path / "whole")[-1]
+    averages = torch.load(state / "ema.pt", weights_only=True)["shadow_params"]
+    assert [average.shape for average in averages] == [p.shape for each in players[:2] for p in each.parameters()]
+    assert {file.name for file in state.glob("optimizer*")} == {"optimizer.bin", "optimizer_1.bin", "optimizer_2.bin"}
+    written = exported(tmp_path / "whole")
+    assert torch.equal(written["witness.weight"], done["witness.weight"])
+    assert not torch.equal(written["imitator.weight"], done["imitator.weight"])
+
+    def die(record: dict[str, Any]) -> None:
+        if record["step"] == 8:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(tmp_path / "parts", ThreePlayers(), config=config, on_record=die)
+    run(tmp_path / "parts", ThreePlayers(), config=config, resume=True)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_player_that_diverges_or_has_nothing_to_learn_is_named(tmp_path: Path) -> None:
+    class Astray(ThreePlayers):
+        def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+            loss, terms = super().forward(batch)
+            return loss * (float("nan") if "imitate" in batch else 1.0), terms
+
+    with pytest.raises(TrainingDiverged, match="the loss of the imitator is nan at step 0"):
+        run(tmp_path / "astray", Astray())
+    task = ThreePlayers()
+    first, second, third = task.players(0.1)
+    task.players = lambda lr: [first, second, replace(third, groups=[{"params": []}])]  # type: ignore[method-assign]
+    with pytest.raises(UsageError, match="every parameter of the witness is frozen"):
+        run(tmp_path / "frozen", task)
+    task.players = lambda lr: [second, third]  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="exactly one player"):
+        run(tmp_path / "nobody", task)
 
 
 def test_the_averaged_weights_are_validated_and_exported_and_the_others_trained_on(tmp_path: Path) -> None:

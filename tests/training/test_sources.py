@@ -13,8 +13,8 @@ from latentvid.cli.main import main
 from latentvid.core.config import load_config, validate
 from latentvid.core.errors import CheckpointError, LatentVidError, UsageError
 from latentvid.core.rng import Rng
+from latentvid.finetuning.config import FinetuneConfig
 from latentvid.pipeline import LatentVideoPipeline
-from latentvid.training.finetune import FinetuneConfig
 from latentvid.training.recipes import RECIPES, DecoderRecipe, DiffusionRecipe, load_recipe, run
 from latentvid.training.sources import FootageConfig, WorldConfig
 from latentvid.training.summary import summarize

@@ -16,12 +16,12 @@ from torch import Tensor
 from latentvid.autoencoders.image import ImageAutoencoder
 from latentvid.core.files import read_json
 from latentvid.core.rng import Rng
+from latentvid.finetuning.config import FinetuneConfig
+from latentvid.finetuning.curves import curves, read_log
 from latentvid.temporal.context import StreamState
 from latentvid.training.adversary import Adversary, DiscriminatorOptions
 from latentvid.training.checkpointing import checkpoint_spatial_blocks
-from latentvid.training.curves import curves, read_log
 from latentvid.training.decoder import DecoderOptions, DecoderTask, last_weight
-from latentvid.training.finetune import FinetuneConfig
 from latentvid.training.latent_cache import LatentCache, build_cache
 from latentvid.training.loop import LoopConfig, saved_states, train
 from tests.autoencoders.small_networks import grown, image_network

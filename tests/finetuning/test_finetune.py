@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from latentvid.autoencoders.temporal import TemporalAutoencoder
 from latentvid.core.errors import CheckpointError, InputError, UsageError
 from latentvid.core.rng import Rng
 from latentvid.core.runtime import Runtime, resolve_runtime
+from latentvid.finetuning import run as work
+from latentvid.finetuning.config import FinetuneConfig
+from latentvid.finetuning.estimate import estimate
+from latentvid.finetuning.folder import check_folder, is_done
+from latentvid.finetuning.footage import Footage, find_footage
+from latentvid.finetuning.guard import guard_images, still_psnr
+from latentvid.finetuning.result import FILES, Progress, finetune_decoder
 from latentvid.temporal.inject import is_temporal
-from latentvid.training import finetune as work
 from latentvid.training.crops import NativeCrops, varied
-from latentvid.training.finetune import FinetuneConfig, check_folder
-from latentvid.training.finetune_estimate import estimate
-from latentvid.training.held_out import Footage, find_footage
-from latentvid.training.image_guard import guard_images, still_psnr
 from tests.training.footage_clips import write_base, write_footage
 
 LARGE_ENOUGH = {"min_frames": 3, "min_side": 16}
@@ -71,6 +74,8 @@ def test_whole_files_are_held_out(clips: list[Path]) -> None:
     assert [c.path for c in found.train] == clips[:1]
     found = find_footage(clips[:3], **LARGE_ENOUGH, held_out=clips[3:])
     assert [c.path for c in found.held_out] == clips[3:]
+    with pytest.raises(UsageError, match="clip3.mp4 is both to be trained on and held out"):
+        find_footage([clips[0].parent], **LARGE_ENOUGH, held_out=clips[3:])
 
 
 def test_a_copy_of_a_held_out_clip_is_not_trained_on(clips: list[Path], tmp_path: Path) -> None:
@@ -184,6 +189,45 @@ def test_encoder_and_image_decoder_are_untouched_and_delta_equals_the_model(
     assert done.autoencoder.has_delta
 
 
+def test_one_call_trains_measures_and_writes(base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path) -> None:
+    """And, called again, measures the same decoder and leaves what was edited."""
+    told: list[Progress] = []
+    out = tmp_path / "out"
+    call = partial(
+        finetune_decoder, clips[0].parent, out, vae=base, config=small(), runtime=cpu, on_progress=told.append
+    )
+    done = call(command="how it was called")
+    phases = {phase: [at for at in told if at.phase == phase] for phase in ("preparing", "training", "evaluating")}
+    assert [at.phase for at in told] == [phase for phase, found in phases.items() for _ in found]
+    for phase, stage, total in (("preparing", "", 6), ("training", "temporal", 4), ("evaluating", "", 2)):
+        assert {(at.stage, at.total) for at in phases[phase]} == {(stage, total)}
+        assert [at.done for at in phases[phase]] == sorted(at.done for at in phases[phase])
+        assert phases[phase][-1].done == total
+    assert any("loss" in at.record for at in told)
+    assert any("validation" in at.record for at in told)
+
+    assert done.files.keys() == FILES.keys()
+    assert all(path.exists() and path.parent == out for path in done.files.values())
+    metrics = json.loads(done.files["metrics"].read_text())
+    assert metrics == json.loads(json.dumps(done.facts))
+    held_out = metrics["held_out"]
+    assert done.gains["psnr_gain"] == held_out["finetuned"]["psnr"] - held_out["frame by frame"]["psnr"]
+    assert [clip["file"] for clip in metrics["data"]["held_out"]] == ["clip3.mp4"]
+    assert done.table == done.files["table"].read_text()
+    card = done.files["card"].read_text()
+    assert done.table.strip() in card
+    assert "how it was called" in card
+    assert torch.equal(
+        *(vae.state_dict()["decoder.conv_out.bias"] for vae in (load_autoencoder(out), done.trained.autoencoder))
+    )
+
+    done.files["card"].write_text("mine")
+    with pytest.warns(UserWarning, match="README.md was changed since it was written"):
+        again = call(resume=True)
+    assert done.files["card"].read_text() == "mine"
+    assert (again.gains["psnr_gain"], again.trained.stages) == (done.gains["psnr_gain"], done.trained.stages)
+
+
 def test_stopped_and_resumed_equals_uninterrupted(base: Path, clips: list[Path], cpu: Runtime, tmp_path: Path) -> None:
     config, footage = small(), find_footage(clips, **LARGE_ENOUGH)
     whole = work.finetune(config, base, footage, tmp_path / "whole", runtime=cpu)
@@ -274,7 +318,7 @@ def test_more_steps_go_on_from_the_last(base: Path, clips: list[Path], cpu: Runt
     config = FinetuneConfig.model_validate(
         {**small(steps=8, schedule="constant", keep="last").model_dump(), "stages": ["temporal", "long"]}
     )
-    assert work._is_done(config, config.plan()[0], run)
+    assert is_done(config, config.plan()[0], run)
     with pytest.warns(UserWarning, match="stage temporal stays as it is, since the next stage was grown from it"):
         check_folder(out, config, str(base), footage, resume=True)
 

@@ -13,9 +13,10 @@ from latentvid.autoencoders.load import load_image_autoencoder
 from latentvid.core.errors import ResourceError
 from latentvid.core.memory import format_bytes, free_memory, peak_rss_bytes
 from latentvid.core.runtime import Runtime
+from latentvid.finetuning.config import FinetuneConfig, Stage
+from latentvid.finetuning.footage import Footage
+from latentvid.finetuning.run import build_task, check_fits, long_enough
 from latentvid.training.decoder import DecoderTask
-from latentvid.training.finetune import FinetuneConfig, Stage, build_task, check_fits, long_enough
-from latentvid.training.held_out import Footage
 
 EVALUATE_SHARE = 0.75
 """Time to encode and decode a pixel, as a share of that to train on one; measured on a CPU."""
@@ -126,6 +127,6 @@ def _step(task: DecoderTask, data: dict[str, torch.Tensor], precision: str) -> N
     device = data["latents"].device.type
     task.begin_step(0)
     with torch.autocast(device, half, enabled=half is not None):
-        task(data)[0].backward()
-        for judged in task.discriminator_batches():
-            task(judged)[0].backward()
+        for player in task.players(lr=1.0):
+            for batch in [data] if player.batches is None else player.batches():
+                task(batch)[0].backward()

@@ -3,55 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from latentvid.autoencoders.load import component_folder
-from latentvid.core.checkpoints import describe_checkpoint
 from latentvid.core.files import atomic_path
-from latentvid.core.runtime import Runtime
-from latentvid.training.finetune import FinetuneConfig, Finetuned
-from latentvid.training.held_out import Footage
 
 _MOST_NAMES = 40
 _KEPT = (
     "Kept is what was best, by the loss on crops of the held-out clips, of all that cost single frames no more than "
     "the image guard allows."
 )
-
-
-def describe(done: Finetuned, settings: FinetuneConfig, base: str, found: Footage, runtime: Runtime) -> dict[str, Any]:
-    """Return everything about a finetuning but its figures, JSON-able; `base` is the folder or name it started from."""
-    guard = done.guard
-    image_weights = done.image.image_weights()
-    spatial = done.autoencoder.image_weights() != image_weights
-    precision = {"no": "fp32"}.get(settings.loop.mixed_precision, settings.loop.mixed_precision)
-    return {
-        "base": {
-            "name": done.image.name,
-            "class": done.image.image_config["_class_name"],
-            "image_weights": image_weights,
-            "latent_space": done.autoencoder.latent_space(),
-            "license": describe_checkpoint(component_folder(base)).get("license"),
-        },
-        "has_delta": done.autoencoder.has_delta,
-        "image_guard": {**asdict(guard), "holds": guard.holds, "sentence": guard.sentence()},
-        "training": {
-            "trained": "its temporal layers and the spatial decoder" if spatial else "its temporal layers",
-            "temporal_parameters": done.autoencoder.num_temporal_parameters,
-            "steps": sum(stage.steps for stage in done.stages),
-            "stages": [{**asdict(stage), "sentence": stage.sentence()} for stage in done.stages],
-            "seed": settings.loop.seed,
-            "device": runtime.describe()["device_name"],
-            "precision": precision,
-            "config": settings.model_dump(mode="json"),
-        },
-        "data": found.describe(),
-        "validation_crops": done.stages[-1].validation,
-    }
 
 
 def write_card(folder: Path, name: str, *, facts: Mapping[str, Any], table: str, command: str) -> None:

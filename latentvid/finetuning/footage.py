@@ -9,6 +9,7 @@ from typing import Any
 
 from latentvid.core.errors import InputError, UsageError
 from latentvid.data.footage import ClipInfo, scan
+from latentvid.video.footage import find_videos
 from latentvid.video.numbered import clip_bytes, clip_sha256
 from latentvid.video.reader import AS_STATED, Reading
 
@@ -52,8 +53,10 @@ def find_footage(
 
     Raises:
         InputError: a path does not exist, or nothing usable is left.
-        UsageError: too few files to hold one out.
+        UsageError: too few files to hold one out, or one that is held out is among `paths`.
     """
+    if held_out:
+        _check_apart(*(find_videos(named, numbered=reading.fps is not None) for named in (paths, held_out)))
     found, skipped = _usable(paths, min_frames, min_side, reading)
     if held_out:
         kept, unusable = _usable(held_out, min_frames, min_side, reading)
@@ -72,6 +75,14 @@ def find_footage(
     if not found:
         raise InputError(f"no footage is left to train on; the first reason: {skipped[0][1]}")
     return Footage(tuple(found), tuple(kept), tuple(skipped))
+
+
+def _check_apart(train: Sequence[Path], held_out: Sequence[Path]) -> None:
+    both = {path.resolve() for path in train} & {path.resolve() for path in held_out}
+    if both:
+        raise UsageError(
+            f"{min(both)} is both to be trained on and held out (--val); held-out clips must not be trained on."
+        )
 
 
 def _usable(
