@@ -474,7 +474,7 @@ class LatentVideoPipeline(DiffusionPipeline):
 
         guard = None
         if drift_limit is not None:
-            guard = LatentGuard(drift_limit, rule=sampling.rule, levels=first.levels)
+            guard = LatentGuard(drift_limit, rule=sampling.rule)
         yield from roll_out(
             plan, sampling.rule, sampling.solver, setting_at, tail=tail, first_window=first_window, guard=guard
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 from latentvid.core.errors import UsageError
 from latentvid.core.levels import Levels
 from latentvid.extension.rollout import MadeWindow
-from latentvid.extension.rules import OverlapRule, ReuseRule
+from latentvid.extension.rules import OverlapRule, ReuseRule, Setting
 from latentvid.sampling.staged import overlap_frames
 
 CORRECTED = 0.1
@@ -66,24 +66,24 @@ class LatentGuard:
 
     Args:
         limit: how far means and spreads may lie from the first window's, in units of its spread.
-        rule, levels: that the windows are made by.
+        rule: that the windows are made by.
     """
 
-    def __init__(self, limit: float, *, rule: OverlapRule, levels: Levels) -> None:
-        self.limit, self.rule, self.levels = limit, rule, levels
+    def __init__(self, limit: float, *, rule: OverlapRule) -> None:
+        self.limit, self.rule = limit, rule
         self.reference: Statistics | None = None
 
-    def __call__(self, made: MadeWindow) -> MadeWindow:
+    def __call__(self, made: MadeWindow, setting: Setting) -> MadeWindow:
         if self.reference is None:
             self.reference = Statistics.of(made.latents[:, :, : made.window.num_new])
             return made
-        return bring_back(made, self.reference, self.limit, rule=self.rule, levels=self.levels)[0]
+        return bring_back(made, self.reference, self.limit, rule=self.rule, levels=setting.levels)
 
 
 def bring_back(
     made: MadeWindow, reference: Statistics, limit: float, *, rule: OverlapRule, levels: Levels
-) -> tuple[MadeWindow, bool]:
-    """Return a window whose statistics end within the limit, and whether anything was changed.
+) -> MadeWindow:
+    """Return a window whose statistics end within the limit; `is_corrected` says whether anything was changed.
 
     Frame j of the n new ones takes (j + 1) / n of the correction. Frames that the window shares with the one before are
     left as they were; what the next window starts from is corrected along.
@@ -97,7 +97,7 @@ def bring_back(
     wanted = found.within(limit, reference)
     is_beyond = (wanted.mean != found.mean).any(1, keepdim=True) | (wanted.spread != found.spread).any(1, keepdim=True)
     if not is_beyond.any():
-        return made, False
+        return made
     count = made.latents.shape[2]
     weights = (torch.arange(1, count + 1, device=made.latents.device) / count).view(1, 1, -1, 1, 1)
     whole = wanted.mean + (made.latents - found.mean) * (wanted.spread / found.spread)
@@ -111,4 +111,5 @@ def bring_back(
         # A recorded state is alpha * clean + sigma * eps: its clean part moves, its noise stays.
         moved = overlap_frames(clean - tail.latents, rule.overlap, rule.order)
         trajectory = torch.stack([x + levels[i].alpha.to(x) * moved for i, x in enumerate(trajectory)])
-    return replace(made, latents=latents, tail=replace(tail, latents=clean, trajectory=trajectory)), True
+    tail = replace(tail, latents=clean, trajectory=trajectory)
+    return replace(made, latents=latents, tail=tail, is_corrected=True)

@@ -22,8 +22,12 @@ class MadeWindow:
     """New frames, [b c t h w]; also those beyond the film's end (`window.num_new` are to be kept), since a decoder
     that is given other chunks rounds otherwise, and a shorter film is to be the beginning of a longer one."""
     tail: Tail
+    is_corrected: bool = False
+    """Whether a guard changed it."""
 
 
+Guard = Callable[[MadeWindow, Setting], MadeWindow]
+"""Returns a window as the next one is to start from it, given what it was sampled with."""
 SettingAt = Callable[[Window], Setting]
 """A film may change its prompt on the way, hence a setting per window."""
 
@@ -36,7 +40,8 @@ def roll_out(
     *,
     tail: Tail | None = None,
     first_window: int = 0,
-    guard: Callable[[MadeWindow], MadeWindow] | None = None,
+    rule_at: Callable[[Window], OverlapRule] | None = None,
+    guard: Guard | None = None,
 ) -> Iterator[MadeWindow]:
     """Yield the windows of a film in order. Window k is a function of (settings, tail of window k - 1).
 
@@ -47,6 +52,7 @@ def roll_out(
         setting_at: denoiser, prior, levels and random streams for a window.
         tail: what came before `first_window`: a finished window's tail, or a given clip's.
         first_window: where to go on; 0 starts the film.
+        rule_at: the rule of single windows, of the same overlap; by default `rule` for all.
         guard: corrects a window before the next one starts from it.
 
     Raises:
@@ -55,9 +61,11 @@ def roll_out(
     if tail is None and (first_window or plan.given):
         raise ValueError(f"window {first_window} continues what came before it and needs its tail")
     for index in range(first_window, len(plan)):
-        made = make_window(plan[index], rule, solver, setting_at(plan[index]), tail)
-        made = made if guard is None else guard(made)
-        tail = made.tail
+        window = plan[index]
+        setting = setting_at(window)
+        made = make_window(window, rule_at(window) if rule_at else rule, solver, setting, tail)
+        made = made if guard is None else guard(made, setting)
+        tail = made.tail.contiguous()
         yield made
 
 

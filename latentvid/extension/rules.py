@@ -41,6 +41,14 @@ class Tail:
     trajectory: Tensor | None = None
     """Recorded states of the shared frames in the next window's order, [steps b c m h w]."""
 
+    def contiguous(self) -> Tail:
+        """Return the tail laid out in memory as one read from disk is: kernels may round by layout."""
+        latents, noise, states = (
+            None if part is None else part.contiguous() for part in (self.latents, self.noise, self.trajectory)
+        )
+        assert latents is not None
+        return Tail(latents, noise, states)
+
 
 @dataclass(frozen=True)
 class Start:

@@ -461,14 +461,6 @@ def load_carry(path: Path, device: torch.device) -> Carry:
     return Carry(tail, past, tensors.get(_LAST))
 
 
-def settle(carry: Carry) -> Carry:
-    """Return the carry laid out in memory as one read from disk is: kernels may round by layout."""
-    tail = carry.tail
-    if tail is not None:
-        tail = Tail(*(None if v is None else v.contiguous() for v in (tail.latents, tail.noise, tail.trajectory)))  # type: ignore[arg-type]
-    return Carry(tail, carry.decoder, carry.last_frames)
-
-
 def _read_run(files: Folder) -> RunRecord:
     record = _read(files, RECORD, RunRecord)
     name = record.settings.film

@@ -25,13 +25,13 @@ class Guard:
         """Of the newest window."""
         self._warning = ""
 
-    def correct(self, index: int, made: MadeWindow, *, rule: OverlapRule, levels: Levels) -> tuple[MadeWindow, bool]:
-        """Return the window as the guard lets it pass, and whether that is another one."""
-        settings = self.run.settings
+    def correct(self, made: MadeWindow, *, rule: OverlapRule, levels: Levels) -> MadeWindow:
+        """Return the window as the guard lets it pass."""
+        settings, index = self.run.settings, made.window.index
         first = scene_start(settings, self.plan, index)
         follows_clip = first == 0 and settings.clip is not None  # whose end is what the film should stay like
         if settings.drift_guard != "correct" or first is None or (first == index and not follows_clip):
-            return made, False
+            return made
         path = self.run.latents(first)
         if follows_clip:
             path = self.run.reference if self.run.reference.is_file() else self.run.given

@@ -19,10 +19,10 @@ from latentvid.core.errors import ResourceError
 from latentvid.core.memory import memory_failure
 from latentvid.core.rng import Rng
 from latentvid.extension.plan import FilmPlan, Window
-from latentvid.extension.rollout import MadeWindow, make_window
+from latentvid.extension.rollout import MadeWindow, roll_out
 from latentvid.extension.rules import ContextRule, OverlapRule, Setting
 from latentvid.film.anchors import load_anchors
-from latentvid.film.folder import NUM_IN_FRONT, Carry, RunFolder, load_carry, save_carry, settle
+from latentvid.film.folder import NUM_IN_FRONT, Carry, RunFolder, load_carry, save_carry
 from latentvid.film.guard import Guard
 from latentvid.film.preview import Preview
 from latentvid.film.settings import FilmSettings, WindowRecord
@@ -157,22 +157,39 @@ class Maker:
             self.preview.show(first)
             if carry is None and (first or self.run.carry(0).is_file()):
                 carry = load_carry(self.run.carry(first), self.pipeline.compute_device)
-            carry = settle(carry or Carry())
-            for index in range(first, len(self.plan)):
-                carry = self._make(self.plan[index], carry)
+            carry = carry or Carry()
+            windows = roll_out(
+                self.plan,
+                self.sampling.rule,
+                self.sampling.solver,
+                self.setting_at,
+                tail=None if carry.tail is None else carry.tail.contiguous(),
+                first_window=first,
+                rule_at=self.rule_of,
+                guard=self._corrected,
+            )
+            began = time.perf_counter()
+            for made in windows:
+                carry = self._finish(made, carry, began)
+                began = time.perf_counter()
 
-    def _make(self, window: Window, carry: Carry) -> Carry:
-        start = time.perf_counter()
+    def setting_at(self, window: Window) -> Setting:
+        """Begin a window, and return what it is sampled with."""
         self.begin(window)
-        before, prompt = self.run.settings.prompts_of(self.plan, window.index)
-        setting = self.setting(window, before, prompt)
-        made = make_window(window, self.rule_of(window), self.sampling.solver, setting, carry.tail)
-        is_corrected = False
-        if not self.anchors.within(window):  # frames that are given stay as they are
-            made, is_corrected = self.guard.correct(window.index, made, rule=self.sampling.rule, levels=setting.levels)
+        return self.setting(window, *self.run.settings.prompts_of(self.plan, window.index))
+
+    def _corrected(self, made: MadeWindow, setting: Setting) -> MadeWindow:
+        if self.anchors.within(made.window):  # frames that are given stay as they are
+            return made
+        return self.guard.correct(made, rule=self.sampling.rule, levels=setting.levels)
+
+    def _finish(self, made: MadeWindow, carry: Carry, began: float) -> Carry:
+        """Decode, measure, write and commit a window; return what the next one starts from."""
+        window = made.window
+        prompt = self.run.settings.prompts_of(self.plan, window.index)[1]
         decoder = self.pipeline.autoencoder.film_decoder(carry.decoder)
         frames = self.pipeline.decode_window(made, 0, decoder).cpu()
-        after = settle(Carry(made.tail, decoder.state(), last_of(frames, carry.last_frames)))
+        after = Carry(made.tail.contiguous(), decoder.state(), last_of(frames, carry.last_frames))
         curves = self._curves(window, frames, carry.last_frames)
         shifts = self.guard.judge(window.index, curves)
         num_shown = self.write(window, made, frames, carry.last_frames)
@@ -188,8 +205,8 @@ class Maker:
                 sha256=self.run.hashes(*self.files(window.index, num_shown), self.run.carry(window.index + 1)),
                 curves=curves,
                 shifts=shifts,
-                is_corrected=is_corrected,
-                seconds=round(time.perf_counter() - start, 3),
+                is_corrected=made.is_corrected,
+                seconds=round(time.perf_counter() - began, 3),
             )
         )
         self.preview.show(window.index + 1)

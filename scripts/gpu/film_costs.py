@@ -20,6 +20,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 import latentvid.core.files
+import latentvid.extension.rollout
 import latentvid.film.generate
 import latentvid.film.make
 from latentvid.core.runtime import resolve_runtime
@@ -252,7 +253,7 @@ def _phases(bench: Bench, pipeline: LatentVideoPipeline) -> Iterator[_Phases]:
     places: list[tuple[Any, str, str]] = [
         (pipeline.text_encoder, "forward", "text"),
         (pipeline.unet, "forward", "U-Net"),
-        (latentvid.film.make, "make_window", "sampling around the U-Net"),
+        (latentvid.extension.rollout, "make_window", "sampling around the U-Net"),
         (pipeline.autoencoder, "decode_chunk", "decoder"),
         (LatentVideoPipeline, "decode_window", "decoding around the decoder"),
         (torch.Tensor, "cpu", "copies to the host"),

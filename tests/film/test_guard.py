@@ -40,8 +40,8 @@ def made_window(mean: float, spread: float, *, overlap: int = 2, frames: int = 6
 @pytest.mark.parametrize(("mean", "spread"), [(3.0, 1.0), (0.0, 4.0), (-2.0, 0.1)])
 def test_what_drifted_ends_within_the_limit_and_begins_as_it_was(mean: float, spread: float) -> None:
     made = made_window(mean, spread, frames=100)
-    new, is_changed = bring_back(made, REFERENCE, 0.5, rule=ContextRule(overlap=2), levels=LEVELS)
-    assert is_changed
+    new = bring_back(made, REFERENCE, 0.5, rule=ContextRule(overlap=2), levels=LEVELS)
+    assert new.is_corrected
     assert (new.latents[:, :, 0] - made.latents[:, :, 0]).abs().max() < 0.015 * (made.latents.abs().max() + 1)
     last = Statistics.of(new.latents[:, :, -1:])
     assert last.mean.abs().max() < 0.5 + 0.3
@@ -52,14 +52,14 @@ def test_what_drifted_ends_within_the_limit_and_begins_as_it_was(mean: float, sp
 
 def test_what_did_not_drift_is_not_touched() -> None:
     made = made_window(0.3, 1.2)
-    assert bring_back(made, REFERENCE, 0.5, rule=ContextRule(overlap=2), levels=LEVELS) == (made, False)
+    assert bring_back(made, REFERENCE, 0.5, rule=ContextRule(overlap=2), levels=LEVELS) is made
 
 
 @pytest.mark.parametrize("order", ["mirror", "chronological"])
 def test_recorded_states_move_by_their_clean_part(order: str) -> None:
     rule = ReuseRule(overlap=2, order=order)  # type: ignore[arg-type]
     made = made_window(3.0, 2.0)
-    new, _ = bring_back(made, REFERENCE, 0.5, rule=rule, levels=LEVELS)
+    new = bring_back(made, REFERENCE, 0.5, rule=rule, levels=LEVELS)
     moved = new.tail.latents - made.tail.latents
     if order == "mirror":
         moved = moved.flip(2)
@@ -74,7 +74,7 @@ def test_recorded_states_move_by_their_clean_part(order: str) -> None:
 def test_a_tail_longer_than_the_new_frames_keeps_its_front() -> None:
     made = made_window(3.0, 1.0, frames=2)
     long = MadeWindow(made.window, made.latents, Tail(torch.cat([made.latents * 0, made.latents], dim=2)))
-    new, _ = bring_back(long, REFERENCE, 0.5, rule=ContextRule(overlap=4), levels=LEVELS)
+    new = bring_back(long, REFERENCE, 0.5, rule=ContextRule(overlap=4), levels=LEVELS)
     assert torch.equal(new.tail.latents[:, :, :2], made.latents * 0)
     assert torch.equal(new.tail.latents[:, :, 2:], new.latents)
 
