@@ -158,7 +158,7 @@ def on_step_end(
         raise UsageError(f"callback_on_step_end_tensor_inputs: {unknown[0]!r} is not known; known: {known}.")
     fixed = embeds() if set(names) - {"latents"} else {}
 
-    def tell(step: int, timestep: Tensor, x: Tensor) -> Tensor:
+    def after_step(step: int, timestep: Tensor, x: Tensor) -> Tensor:
         seen = {name: x if name == "latents" else fixed[name] for name in names}
         returned = callback(pipeline, step, timestep, dict(seen)) or {}
         for name in returned:
@@ -169,7 +169,7 @@ def on_step_end(
             raise UsageError(f"callback_on_step_end must return latents of {list(x.shape)}.")
         return changed.to(x)
 
-    return tell
+    return after_step
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ is encoded, and a finetuning of the model's decoder. A child process does it and
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import random
@@ -131,9 +133,12 @@ class Films:
 
 
 def latentvid(*words: object) -> None:
-    """Run a verb on the CPU; raise where it fails."""
-    if main_of_cli([*map(str, words), "--device", "cpu", "--quiet"]):
-        raise RuntimeError(f"latentvid {words[0]} failed")
+    """Run a verb on the CPU in silence; raise where it fails."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = main_of_cli([*map(str, words), "--device", "cpu", "--quiet"])
+    if code:
+        raise RuntimeError(f"latentvid {words[0]} failed: {said.getvalue()}")
 
 
 def write_footage(path: Path, seed: int) -> None:

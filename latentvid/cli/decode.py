@@ -115,7 +115,7 @@ def run(
         )
     if audio_from and not done["has_audio"]:
         out.warn(f"{audio_from} holds no sound; {output} has none either")
-    _tell(done, output, out)
+    _print_result(done, output, out)
 
 
 def _load(vae: str | None, device: str, dtype: str, max_memory: int | None) -> BaseAutoencoder:
@@ -167,10 +167,10 @@ def _decode_foreign(
     out.note(note)
     with out.progress("decoding", autoencoder.grid.frames(latents.num_latents)) as advance:
         done = decode_foreign(autoencoder, latents, output, fps=as_rate(fps), overwrite=overwrite, on_frames=advance)
-    _tell({**done, "notes": [note]}, output, out)
+    _print_result({**done, "notes": [note]}, output, out)
 
 
-def _tell(done: dict[str, Any], output: Path, out: Output) -> None:
+def _print_result(done: dict[str, Any], output: Path, out: Output) -> None:
     if done["tiles"] > 1:
         out.warn(f"to stay within --max-memory, frames were decoded in {done['tiles']} tiles; seams may show faintly")
     out.result(done, f"{shown(output)}: {done['num_frames']} frames, {done['duration_s']:.2f} s")

@@ -133,12 +133,12 @@ def run(
     name = vae or only_checkpoint("--vae")
     out = Output(as_json=json, quiet=quiet)
     settings = EncodeSettings("fp16" if half else "fp32", max_frames, allow_truncated, fps, deinterlace)
-    _tell_numbered(clips, fps, out)
+    _warn_of_numbered(clips, fps, out)
     if ray is None or dry_run:
         autoencoder = load_autoencoder(name, runtime=resolve_runtime(device, dtype), max_memory=max_memory)
     if dry_run:
         planned = (plan_encode(autoencoder, *job, settings) for job in jobs)
-        _tell(list(_announced(chain(missing, planned), out, 1)), out)
+        _print_results(list(_announced(chain(missing, planned), out, 1)), out)
         return
     if ray is None:
         encode: Callable[..., Iterator[dict[str, Any]]] = partial(encode_files, autoencoder)
@@ -156,7 +156,7 @@ def run(
     done.sort(key=lambda result: places.get(result["source"], -1))
     if pack is not None:
         _pack(done, pack, pack_frames, share, out, overwrite=overwrite)
-    _tell(done, out)
+    _print_results(done, out)
 
 
 def _check_names(output: Path, pack: Path | None) -> None:
@@ -190,7 +190,7 @@ def _find(clips: list[str], *, stills: bool, numbered: bool) -> tuple[list[tuple
     return find_named(there, stills=stills, numbered=numbered), missing
 
 
-def _tell_numbered(clips: list[str], fps: Fraction | None, out: Output) -> None:
+def _warn_of_numbered(clips: list[str], fps: Fraction | None, out: Output) -> None:
     """Say what else a folder of numbered pictures could be."""
     from latentvid.video.numbered import numbered_pictures
 
@@ -258,7 +258,7 @@ def _announced(results: Iterator[dict[str, Any]], out: Output, num_jobs: int) ->
         yield result
 
 
-def _tell(results: list[dict[str, Any]], out: Output) -> None:
+def _print_results(results: list[dict[str, Any]], out: Output) -> None:
     """Print what was done; a failure of the only clip is the verb's, one of several makes a partial failure.
 
     Raises:

@@ -96,7 +96,7 @@ def reconstruction(
     if report is not None:
         found.write(report, overwrite=overwrite)
     Output(as_json=str(json) == "-").result(found.to_dict(), found.table())
-    _tell_failures(found, len(files))
+    _print_failures(found, len(files))
 
 
 def _check_targets(json: Path | None, report: Path | None, *, overwrite: bool) -> None:
@@ -141,7 +141,7 @@ def _measure(
     return found
 
 
-def _tell_failures(found: Report, num_clips: int) -> None:
+def _print_failures(found: Report, num_clips: int) -> None:
     from latentvid.core.errors import InputError
 
     if not found.failures:

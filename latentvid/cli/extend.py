@@ -11,11 +11,11 @@ from latentvid.cli import common, films
 from latentvid.core.errors import InputError, UsageError
 
 
-@films.with_making
+@films.with_film_flags
 def run(
     clip: Annotated[Path, typer.Argument(metavar="CLIP", help="The video to continue.")],
     output: common.Out,
-    making: films.Making,
+    flags: films.FilmFlags,
     prompt: Annotated[str, typer.Option("--prompt", metavar="P", help="What the continuation shows.")] = "",
     source_frames: Annotated[
         Literal["auto", "copy", "lossless", "reencode"],
@@ -54,15 +54,15 @@ def run(
     Example:
       latentvid extend clip.mp4 -o longer.mp4 --frames 64 --prompt "clouds drifting left at dusk"
     """
-    common.check_length(making.frames, making.seconds)
+    common.check_length(flags.frames, flags.seconds)
     from latentvid.video.numbered import clip_exists
 
     if not clip_exists(clip):
         raise InputError(f"{clip}: no such file.")
     if output.resolve() == clip.resolve() or (output.exists() and output.samefile(clip)):
         raise UsageError(f"{output} is the clip itself; name another file.")
-    making.check(output)
-    out = making.output()
+    flags.check(output)
+    out = flags.output()
     from latentvid.film.extend import extend_clip, model_size
     from latentvid.film.folder import run_path
     from latentvid.film.timing import Timing
@@ -73,11 +73,11 @@ def run(
         meta = reader.counted()
     for note in meta.notes:
         out.warn(f"{clip}: {note}")
-    length = common.num_frames(making.frames, making.seconds, fps=meta.fps, default=1)
-    pipeline, options = making.load()
-    if making.dry_run:
+    length = common.num_frames(flags.frames, flags.seconds, fps=meta.fps, default=1)
+    pipeline, options = flags.load()
+    if flags.dry_run:
         height, width = model_size(pipeline, meta.height, meta.width)
-        films.tell_estimate(
+        films.print_estimate(
             pipeline,
             output,
             Timing.between(meta.fps, pipeline.config.fps, retime).needed(length),
@@ -102,4 +102,4 @@ def run(
             on_progress=on_progress,
             **options,
         )
-    films.tell(report, out)
+    films.print_report(report, out)

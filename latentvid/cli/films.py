@@ -40,7 +40,7 @@ DriftLimit = Annotated[
 
 
 @dataclass(frozen=True)
-class Making:
+class FilmFlags:
     """The flags that all verbs share which make films."""
 
     model: common.Model = None
@@ -138,26 +138,26 @@ class Making:
         return Output(as_json=self.json, quiet=self.quiet)
 
 
-def with_making(run: Callable[..., None]) -> Callable[..., None]:
-    """Return a verb whose parameter `making` is spelled out as the flags of `Making`."""
-    hints = get_type_hints(Making, include_extras=True)
-    flags = [
+def with_film_flags(run: Callable[..., None]) -> Callable[..., None]:
+    """Return a verb that takes each flag of `FilmFlags` by itself, in place of a parameter `flags`."""
+    hints = get_type_hints(FilmFlags, include_extras=True)
+    shared = [
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
-        for f in fields(Making)
+        for f in fields(FilmFlags)
     ]
 
     @wraps(run)
-    def spelled_out(**arguments: Any) -> None:
-        making = Making(**{flag.name: arguments.pop(flag.name, flag.default) for flag in flags})
-        run(**arguments, making=making)
+    def verb(**arguments: Any) -> None:
+        flags = FilmFlags(**{flag.name: arguments.pop(flag.name, flag.default) for flag in shared})
+        run(**arguments, flags=flags)
 
     signature = inspect.signature(run, eval_str=True)
-    own = [p for p in signature.parameters.values() if p.name != "making"]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + flags
-    spelled_out.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    spelled_out.__annotations__ = {p.name: p.annotation for p in parameters}
-    del spelled_out.__wrapped__
-    return spelled_out
+    own = [p for p in signature.parameters.values() if p.name != "flags"]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + shared
+    verb.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    verb.__annotations__ = {p.name: p.annotation for p in parameters}
+    del verb.__wrapped__
+    return verb
 
 
 def no_loading_bars() -> None:
@@ -189,12 +189,12 @@ def progress(out: Output, label: str, run: Path | None = None) -> Iterator[Calla
         advance: Any = None
         done = 0
 
-        def tell(at: Progress) -> None:
+        def show(at: Progress) -> None:
             nonlocal advance, done
             now = at.window * at.num_calls + at.call
             if advance is None:
                 if run is not None:
-                    _tell_preview(run, out)
+                    _print_preview(run, out)
                 total = at.num_windows * at.num_calls
                 advance = stack.enter_context(out.progress(f"{label}, {at.num_windows} windows", total, "steps"))
             if at.warning:
@@ -204,10 +204,10 @@ def progress(out: Output, label: str, run: Path | None = None) -> Iterator[Calla
 
         from latentvid.metrics.shift import in_words
 
-        yield tell
+        yield show
 
 
-def _tell_preview(run: Path, out: Output) -> None:
+def _print_preview(run: Path, out: Output) -> None:
     from latentvid.film.folder import RunFolder
     from latentvid.film.preview import preview_path
 
@@ -228,7 +228,7 @@ def interruptible(run: Path) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def tell(report: FilmReport, out: Output) -> None:
+def print_report(report: FilmReport, out: Output) -> None:
     """Print what was made."""
     for note in report.notes:
         out.note(note)
@@ -240,7 +240,7 @@ def tell(report: FilmReport, out: Output) -> None:
     )
 
 
-def tell_estimate(
+def print_estimate(
     pipeline: LatentVideoPipeline,
     output: Path,
     num_frames: int,

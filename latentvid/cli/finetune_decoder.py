@@ -135,14 +135,14 @@ def run(
         num_held_out=hold_out,
         reading=Reading(fps, deinterlace),
     )
-    _tell_footage(found, out)
+    _print_footage(found, out)
     if dry_run:
         needs = estimate(settings, base, found, runtime=runtime)
-        _tell_estimate(needs, list(settings.stages), found, runtime, out)
+        _print_estimate(needs, list(settings.stages), found, runtime, out)
         return
     done = _finetune(settings, base, found, output, runtime=runtime, resume=resume, command=_command(context), out=out)
     if is_main_process():
-        _tell_result(done, out)
+        _print_result(done, out)
 
 
 def _of_each_stage(flags: dict[str, Any]) -> dict[str, Any]:
@@ -169,14 +169,14 @@ def _settings(
     return settings if lpips_trunk is None else settings.model_copy(update={"lpips_trunk": str(lpips_trunk)})
 
 
-def _tell_footage(found: Footage, out: Output) -> None:
+def _print_footage(found: Footage, out: Output) -> None:
     frames = sum(clip.num_frames for clip in found.train)
     out.note(f"{len(found.train)} clips to train on ({frames} frames), {len(found.held_out)} held out")
     for _, why in found.skipped:
         out.warn(f"skipped: {why}")
 
 
-def _tell_estimate(needs: Estimate, stages: list[str], found: Footage, runtime: Runtime, out: Output) -> None:
+def _print_estimate(needs: Estimate, stages: list[str], found: Footage, runtime: Runtime, out: Output) -> None:
     from latentvid.cli.output import table
     from latentvid.core.memory import format_bytes
 
@@ -277,7 +277,7 @@ def _validation_line(record: Mapping[str, Any]) -> str:
     return f"step {record['step']}: held-out crops {pairs}"
 
 
-def _tell_result(done: FinetuneResult, out: Output) -> None:
+def _print_result(done: FinetuneResult, out: Output) -> None:
     for stage in done.trained.stages:
         out.note(stage.sentence())
     out.note(done.trained.guard.sentence())

@@ -12,10 +12,10 @@ from latentvid.cli import common, films
 DEFAULT_FRAMES = 64
 
 
-@films.with_making
+@films.with_film_flags
 def run(
     output: common.Out,
-    making: films.Making,
+    flags: films.FilmFlags,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to show, in words.")] = "",
     size: Annotated[
         str | None, typer.Option("--size", metavar="WxH", help="Pixels; what the model was trained at if not given.")
@@ -34,18 +34,18 @@ def run(
     Example:
       latentvid generate "slow clouds drifting left over hills at dusk" -o clouds.mp4 --frames 64 --seed 7
     """
-    making.check(output, default_frames=DEFAULT_FRAMES)
+    flags.check(output, default_frames=DEFAULT_FRAMES)
     height, width = parse_size(size)
-    out = making.output()
+    out = flags.output()
     from latentvid.film.folder import run_path
     from latentvid.film.generate import generate_film
     from latentvid.video.rate import as_rate
 
-    pipeline, options = making.load()
+    pipeline, options = flags.load()
     fps = as_rate(pipeline.config.fps)
-    length = common.num_frames(making.frames, making.seconds, fps=fps, default=DEFAULT_FRAMES)
-    if making.dry_run:
-        films.tell_estimate(pipeline, output, length, options, out, height=height, width=width)
+    length = common.num_frames(flags.frames, flags.seconds, fps=fps, default=DEFAULT_FRAMES)
+    if flags.dry_run:
+        films.print_estimate(pipeline, output, length, options, out, height=height, width=width)
         return
     with films.progress(out, "generating", run_path(output)) as on_progress:
         report = generate_film(
@@ -59,7 +59,7 @@ def run(
             on_progress=on_progress,
             **options,
         )
-    films.tell(report, out)
+    films.print_report(report, out)
 
 
 def parse_size(size: str | None) -> tuple[int | None, int | None]:

@@ -39,4 +39,4 @@ def run(
 
     with films.progress(out, f"window {window}") as on_progress:
         report = reroll_window(folder, window, seed=seed, prompt=prompt, overwrite=overwrite, on_progress=on_progress)
-    films.tell(report, out)
+    films.print_report(report, out)

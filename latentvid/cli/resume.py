@@ -46,4 +46,4 @@ def run(
             overwrite=overwrite,
             on_progress=on_progress,
         )
-    films.tell(report, out)
+    films.print_report(report, out)

@@ -152,7 +152,10 @@ def prepare_clip(run: RunFolder, pipeline: LatentVideoPipeline) -> None:
     if run.carry(0).is_file():
         return
     with torch.no_grad():
-        latents, carry = encoded_end(pipeline, settings) if clip.own is None else own_end(pipeline, settings, clip.own)
+        if clip.own is None:
+            latents, carry = encoded_end(pipeline, settings)
+        else:
+            latents, carry = end_of_own_film(pipeline, settings, clip.own)
         carry = carry or end_of_latents(pipeline, settings, latents)
     meta = latent_meta(pipeline, settings)
     with LatentWriter(run.given, meta, overwrite=True) as writer:
@@ -220,7 +223,7 @@ def encoded_end(pipeline: LatentVideoPipeline, settings: FilmSettings) -> tuple[
     return torch.cat(list(pipeline.autoencoder.encode([frames])), dim=1), None
 
 
-def own_end(pipeline: LatentVideoPipeline, settings: FilmSettings, own: OwnFilm) -> tuple[Tensor, Carry | None]:
+def end_of_own_film(pipeline: LatentVideoPipeline, settings: FilmSettings, own: OwnFilm) -> tuple[Tensor, Carry | None]:
     """Return the latents that a film of ours ended with, and what its next window would have started from, if known.
 
     Raises:
@@ -341,29 +344,29 @@ def _decide(run: RunFolder) -> None:
         why = not_stored
         try:
             if not why:
-                _settle(run, try_joining(run, {"how": "copy"}))
+                _record_choice(run, try_joining(run, {"how": "copy"}))
                 return
         except NotAppendable as reason:
             why = str(reason)
         if wanted == "copy":
             raise UsageError(f"{clip.path}: its packets cannot be copied, because {why}; leave --source-frames away.")
     if wanted == "reencode":
-        _settle(run, try_joining(run, {"how": "reencode"}))
+        _record_choice(run, try_joining(run, {"how": "reencode"}))
         return
     lossless = {"how": "lossless", "why": why}
     if not not_stored and planes_of(clip.path).lossless_codec(run.film.suffix) is not None:
         with suppress(NotAppendable):  # where the file cannot say how the stored pictures are turned: upright ones can
-            _settle(run, try_joining(run, {**lossless, "planes": "own"}))
+            _record_choice(run, try_joining(run, {**lossless, "planes": "own"}))
             return
     try:
-        _settle(run, try_joining(run, {**lossless, "planes": "rgb"}))
+        _record_choice(run, try_joining(run, {**lossless, "planes": "rgb"}))
     except NotAppendable as error:
         raise UsageError(
             f"{clip.path}: cannot be joined without loss, because {error}; try --source-frames reencode."
         ) from error
 
 
-def _settle(run: RunFolder, clip: ClipSettings) -> None:
+def _record_choice(run: RunFolder, clip: ClipSettings) -> None:
     settings = run.settings.model_copy(update={"clip": clip})
     run.record = run.record.model_copy(update={"settings": settings})
     run.save()

@@ -232,14 +232,14 @@ class Maker:
             before=[before],
             continues=is_planned and not is_first,
             rng=rng,
-            on_call=lambda: self._tell(self._calls + 1),
+            on_call=lambda: self._report_progress(self._calls + 1),
         )
         return replace(setting, denoise=self.anchors.hold(setting.denoise, window))
 
     def begin(self, window: Window) -> None:
         """Tell that a window is begun."""
         self._window = window.index
-        self._tell(0)
+        self._report_progress(0)
 
     def write(
         self, window: Window, made: MadeWindow, frames: Tensor, before: Tensor | None, *, into: RunFolder | None = None
@@ -274,7 +274,7 @@ class Maker:
         segment = [self.run.segment(index)] if num_shown else []
         return [self.run.latents(index), *segment]
 
-    def _tell(self, calls: int) -> None:
+    def _report_progress(self, calls: int) -> None:
         self._calls = calls
         if self.on_progress is not None:
             guard = self.guard

@@ -77,17 +77,17 @@ def reroll_window(
             check_clip(folder)
         shots = shots_of(folder)
         maker = Maker(pipeline, folder, shots, on_progress)
-        again = _Again(maker, index, seed, prompt)
-        pipeline.warn_of_long([("prompt", again.prompt), ("negative prompt", folder.settings.negative_prompt)])
+        remade = _RemadeWindow(maker, index, seed, prompt)
+        pipeline.warn_of_long([("prompt", remade.prompt), ("negative prompt", folder.settings.negative_prompt)])
         with torch.no_grad(), resumable(folder.path):
-            again.make()
+            remade.make()
         drift, notes = finish_run(folder)
-        notes = [f"window {index} was made with the seed {again.seed}", *notes]
+        notes = [f"window {index} was made with the seed {remade.seed}", *notes]
         return report_of(folder, shots, start=start, first=index, drift=drift, notes=notes)
 
 
-class _Again:
-    """The making of one window between its neighbours."""
+class _RemadeWindow:
+    """One window of a film, sampled anew between its neighbours."""
 
     def __init__(self, maker: Maker, index: int, seed: int | None, prompt: str | None) -> None:
         self.maker, self.run, self.pipeline = maker, maker.run, maker.pipeline

@@ -125,11 +125,11 @@ def _finished(
 def _train(
     task: DecoderTask, stage: Stage, run: Path, *, device: str, resume: bool, on_record: OnRecord | None
 ) -> None:
-    def tell(record: dict[str, Any]) -> None:
+    def report(record: dict[str, Any]) -> None:
         if on_record is not None:
             on_record({"stage": stage.name, **record})
 
-    train(task, stage.loop, run / stage.name, resume=resume, device=device, on_record=tell)
+    train(task, stage.loop, run / stage.name, resume=resume, device=device, on_record=report)
 
 
 def build_task(
