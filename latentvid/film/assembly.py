@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from latentvid.film.settings import ClipSettings, FilmSettings, clip_of
 from latentvid.video.append import Joint, NotAppendable, append_segments, joint_of, kept_frames
 from latentvid.video.companions import Account, lost_facts
 from latentvid.video.planes import Planes, planes_of, stored_frames
-from latentvid.video.reader import PyAVReader, open_video
+from latentvid.video.reader import AS_STATED, PyAVReader, open_video
 from latentvid.video.remux import Beside, concat_segments
 from latentvid.video.writer import VideoWriter
 
+LONG = 600
+"""Frames of a clip above which a trial compares its beginning and its end only, half as many each."""
 _PLAYERS = "VLC, mpv and other players built on FFmpeg show such files"
 _ELSEWHERE = "for phones, televisions and QuickTime take --source-frames reencode"
 
@@ -67,16 +70,28 @@ class Assembly:
             beside = Beside(Path(clip.path), next(iter(reader.frames(0, 1))).time_s, moves)
         return concat_segments([self.source, *segments], target, beside=beside, fps=Fraction(clip.fps))
 
-    def kept_frames(self, film: Path, segments: Sequence[Path]) -> int | None:
+    def kept_frames(self, film: Path, segments: Sequence[Path], *, ends_only: bool = False) -> int | None:
         """Return how many frames the clip has, if the film shows them and then the segments', and no others; else None.
 
         Frames that were encoded anew with loss are counted only.
+
+        Args:
+            ends_only: of a long clip, compare the beginning and the end: what does not fit mostly shows there, and
+                decoding hours of film takes hours.
         """
         clip = clip_of(self.settings)
-        if clip.how == "reencode":
-            return kept_frames(film, self.source, segments)
-        in_rgb = clip.how == "lossless" and self.planes is None
-        return kept_frames(film, clip.path, segments, in_rgb=in_rgb, reading=clip.reading)
+        compare = partial(
+            kept_frames,
+            film,
+            self.source if clip.how == "reencode" else clip.path,
+            in_rgb=clip.how == "lossless" and self.planes is None,
+            reading=AS_STATED if clip.how == "reencode" else clip.reading,
+        )
+        if not ends_only or clip.num_frames <= LONG:
+            return compare(segments)
+        start = clip.num_frames - LONG // 2
+        begins, ends = compare(stop=LONG // 2), compare(segments, start=start)
+        return None if begins is None or ends is None else start + ends
 
     def _encode(self) -> None:
         """Encode the clip again."""
@@ -125,7 +140,7 @@ def try_joining(run: RunFolder, found: dict[str, Any]) -> ClipSettings:
         ) as writer:
             writer.write(torch.zeros(2, 3, clip.height, clip.width))
         account = assembly.join([segment], joined)
-        count = assembly.kept_frames(joined, [segment])
+        count = assembly.kept_frames(joined, [segment], ends_only=True)
         if count is None:
             raise NotAppendable("its frames would not be shown as before")
         _check_look(clip, joined)

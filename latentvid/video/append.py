@@ -125,6 +125,8 @@ def kept_frames(
     *,
     in_rgb: bool = False,
     reading: Reading = AS_STATED,
+    start: int = 0,
+    stop: int | None = None,
 ) -> int | None:
     """Return how many frames a clip has, if `out` shows all of them first, bit for bit and at their times, and then
     those of the segments and no others; else None. Without segments, anything may follow.
@@ -132,21 +134,22 @@ def kept_frames(
     Args:
         in_rgb: compare colours, where `out` does not store them as the clip does; else the stored values.
         reading: how the clip is opened; stored values are those before any deinterlacing.
+        start, stop: compare only the clip's frames start .. stop - 1, which are counted then.
 
     Raises:
         InputError: the clip is damaged.
     """
     is_same: Callable[[Any, Any], bool] = torch.equal if in_rgb else same_planes
-    theirs = _until_damage(_pictures(out, in_rgb=in_rgb))
-    start: Fraction | None = None
+    theirs = _until_damage(_pictures(out, in_rgb=in_rgb, start=start))
+    shift: Fraction | None = None
     count = 0
     pix_fmt = None if in_rgb else planes_of(clip).pix_fmt
-    for time_s, mine in _pictures(clip, reading, in_rgb=in_rgb, pix_fmt=pix_fmt):
+    for time_s, mine in _pictures(clip, reading, in_rgb=in_rgb, pix_fmt=pix_fmt, start=start, stop=stop):
         at, other = next(theirs, (Fraction(0), None))
         if other is None or not is_same(other, mine):
             return None
-        start = at - time_s if start is None else start
-        if abs(at - time_s - start) > TOLERANCE_S:
+        shift = at - time_s if shift is None else shift
+        if abs(at - time_s - shift) > TOLERANCE_S:
             return None
         count += 1
     if segments:
@@ -163,14 +166,21 @@ def begins_with(out: str | Path, clip: str | Path, reading: Reading = AS_STATED)
 
 
 def _pictures(
-    path: str | Path, reading: Reading = AS_STATED, *, in_rgb: bool, pix_fmt: str | None = None
+    path: str | Path,
+    reading: Reading = AS_STATED,
+    *,
+    in_rgb: bool,
+    pix_fmt: str | None = None,
+    start: int = 0,
+    stop: int | None = None,
 ) -> Iterator[tuple[Fraction, Any]]:
-    """Yield the frames of a file with their times, as RGB tensors or as they are stored."""
+    """Yield the frames start .. stop - 1 of a file with their times, as RGB tensors or as they are stored."""
     if in_rgb:
         with reading.open(path) as reader:
-            yield from ((frame.time_s, frame.pixels) for frame in reader.frames())
+            yield from ((frame.time_s, frame.pixels) for frame in reader.frames(start, stop))
     else:
-        yield from ((frame.time_s, frame.picture) for frame in stored_frames(path, pix_fmt, fps=reading.fps))
+        stored = stored_frames(path, pix_fmt, fps=reading.fps, start=start, stop=stop)
+        yield from ((frame.time_s, frame.picture) for frame in stored)
 
 
 def _until_damage(pictures: Iterator[tuple[Fraction, Any]]) -> Iterator[tuple[Fraction, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from dataclasses import dataclass
@@ -57,11 +58,18 @@ def clip_sha256(path: Path) -> str:
     """Return the SHA-256 of a file; of numbered pictures, that of their names and contents."""
     numbered = numbered_pictures(path)
     if numbered is None:
-        return sha256_of(path)
+        found = path.stat()
+        return _sha256_once(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
     digest = hashlib.sha256()
     for picture in numbered.paths:
         digest.update(f"{picture.name}\0{sha256_of(picture)}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256_once(path: Path, state: tuple[int, ...]) -> str:
+    """Return a file's SHA-256; `state` changes with any change to it, so that hours of film are read once."""
+    return sha256_of(path)
 
 
 def clip_bytes(path: Path) -> int:

@@ -150,13 +150,19 @@ def _display_matrix(picture: VideoFrame) -> tuple[int, ...] | None:
 
 
 def stored_frames(
-    path: str | Path, pix_fmt: str | None = None, *, fps: Fraction | None = None
+    path: str | Path,
+    pix_fmt: str | None = None,
+    *,
+    fps: Fraction | None = None,
+    start: int = 0,
+    stop: int | None = None,
 ) -> Iterator[StoredFrame]:
     """Yield the frames that a reader of the file yields, at their times, as they are stored.
 
     Args:
         pix_fmt: a format of equal values to have them in, as `Planes` names it; by default the file's own.
         fps: the rate of a file that states none.
+        start, stop: numbers of the first frame, and of the one behind the last.
 
     Raises:
         InputError: the file is damaged.
@@ -164,7 +170,7 @@ def stored_frames(
     path, scaler = Path(path), VideoReformatter()
     reader = PyAVReader(path, fps=fps)
     width, height = reader.scan.stored_size
-    for picture, time_s, number in reader.stored():
+    for picture, time_s, number in reader.stored(start, stop):
         wanted = pix_fmt or picture.format.name
         if (picture.width, picture.height, picture.format.name) != (width, height, wanted):
             try:

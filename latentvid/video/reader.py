@@ -159,13 +159,13 @@ class PyAVReader:
                 pass
         return self._meta
 
-    def stored(self) -> Iterator[Shown]:
-        """Yield all pictures as the file stores them, neither converted nor deinterlaced, with their times.
+    def stored(self, start: int = 0, stop: int | None = None) -> Iterator[Shown]:
+        """Yield pictures start .. stop - 1, with their times, as they are stored: neither converted nor deinterlaced.
 
         Raises:
             InputError: as `frames`.
         """
-        return self._stored(_FrameMaker(self._path, self.scan), 0, None)
+        return self._stored(_FrameMaker(self._path, self.scan), start, stop)
 
     def _frames(self, start: int, stop: int | None) -> Iterator[Frame]:
         make = _FrameMaker(self._path, self.scan)

@@ -23,6 +23,7 @@ from latentvid.film.generate import resume_film
 from latentvid.film.joins import joins_of_film
 from latentvid.film.make import Progress
 from latentvid.pipeline import LatentVideoPipeline
+from latentvid.video.append import kept_frames
 from latentvid.video.planes import Planes
 from latentvid.video.reader import Reading, open_video
 from latentvid.video.writer import VideoWriter
@@ -69,6 +70,30 @@ def read(path: Path) -> tuple[torch.Tensor, list[Fraction]]:
     with open_video(path) as reader:
         frames = list(reader.frames())
     return torch.stack([f.pixels for f in frames]), [f.time_s for f in frames]
+
+
+@pytest.mark.parametrize("source_frames", ["copy", "lossless", "reencode"])
+def test_of_a_long_clip_both_ends_are_tried_and_all_of_it_is_compared_at_the_end(
+    pipeline: LatentVideoPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source_frames: str
+) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", num_frames=40)
+    monkeypatch.setattr("latentvid.film.assembly.LONG", 16)
+    compared: list[tuple[int, int | None, int | None]] = []
+
+    def noted(*args: object, start: int = 0, stop: int | None = None, **more: object) -> int | None:
+        count = kept_frames(*args, start=start, stop=stop, **more)  # type: ignore[arg-type]
+        compared.append((start, stop, count))
+        return count
+
+    monkeypatch.setattr("latentvid.film.assembly.kept_frames", noted)
+    film = tmp_path / "film.mp4"
+    extend_clip(pipeline, clip, film, num_frames=5, source_frames=source_frames, **STEPS)  # type: ignore[arg-type]
+    assert compared == [(0, 8, 8), (32, None, 8), (0, None, 40)]
+    assert len(read(film)[0]) == 45
+    if source_frames == "copy":  # what fits at the beginning alone is not copied
+        monkeypatch.setattr("latentvid.film.assembly.kept_frames", lambda *_, start=0, **__: None if start else 8)
+        with pytest.raises(UsageError, match="cannot be copied"):
+            extend_clip(pipeline, clip, tmp_path / "b.mp4", num_frames=5, source_frames="copy", **STEPS)
 
 
 @pytest.mark.parametrize(
