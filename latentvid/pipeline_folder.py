@@ -194,8 +194,9 @@ def _unet(name: str, place: Path, weights: Weights) -> TemporalUNet:
     with torch.device("meta"), building(len(tensors)):
         unet = network(**{k: v for k, v in config.items() if k in known and not k.startswith("_")}).eval()
     _check_runs(unet)
-    _check_whole({k: tuple(v.shape) for k, v in unet.state_dict().items()}, tensors, place)
-    unet.load_state_dict({k: v.float() for k, v in tensors.items() if k in unet.state_dict()}, assign=True)
+    wanted = {k: tuple(v.shape) for k, v in unet.state_dict().items()}
+    _check_whole(wanted, tensors, place)
+    unet.load_state_dict({k: v.float() for k, v in tensors.items() if k in wanted}, assign=True)
     if any(value.is_meta for value in (*unet.parameters(), *unet.buffers())):
         raise CheckpointError(f"{place}: a U-Net of this kind has values that no file holds; it is not run here.")
     return unet if isinstance(unet, TemporalUNet) else TemporalUNet.from_image(unet)

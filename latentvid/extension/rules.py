@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -23,11 +23,13 @@ from latentvid.core.overlap import Order
 from latentvid.core.rng import Rng
 from latentvid.core.shapes import LatentShape
 from latentvid.extension.plan import Window
-from latentvid.noise.prior import NoisePrior
 from latentvid.noise.reuse import reuse_noise
 from latentvid.sampling.context import keep_given, with_clean_context
 from latentvid.sampling.solver import Denoise, OnStep
 from latentvid.sampling.staged import StagedGuidance, TrajectoryRecorder, chain, guided_steps
+
+if TYPE_CHECKING:
+    from latentvid.noise.prior import NoisePrior
 
 
 @dataclass(frozen=True)

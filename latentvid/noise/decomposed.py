@@ -16,7 +16,8 @@ from torch import Tensor
 from latentvid.core.errors import UsageError
 from latentvid.core.rng import Rng
 from latentvid.core.shapes import LatentShape
-from latentvid.noise.prior import NoisePrior, frame_noise, shared_noise
+from latentvid.noise.draws import frame_noise, shared_noise
+from latentvid.noise.prior import NoisePrior
 
 _MAX_FRAMES = 4096
 """Larger windows are no model's, but could come from a damaged config."""

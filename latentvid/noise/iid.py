@@ -8,7 +8,8 @@ from torch import Tensor
 
 from latentvid.core.rng import Rng
 from latentvid.core.shapes import LatentShape
-from latentvid.noise.prior import NoisePrior, frame_noise
+from latentvid.noise.draws import frame_noise
+from latentvid.noise.prior import NoisePrior
 
 
 class IidNoise(NoisePrior, SchedulerMixin):

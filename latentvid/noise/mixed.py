@@ -12,7 +12,8 @@ from torch import Tensor
 
 from latentvid.core.rng import Rng
 from latentvid.core.shapes import LatentShape
-from latentvid.noise.prior import NoisePrior, checked_alpha, frame_noise, shared_noise
+from latentvid.noise.draws import frame_noise, shared_noise
+from latentvid.noise.prior import NoisePrior, checked_alpha
 
 
 class MixedNoise(NoisePrior, SchedulerMixin):

@@ -11,13 +11,13 @@ import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-import torch
 from diffusers import ConfigMixin
 from torch import Tensor
 
 from latentvid.core.errors import UsageError
 from latentvid.core.rng import Rng
 from latentvid.core.shapes import LatentShape
+from latentvid.noise.draws import frame_noise
 from latentvid.noise.gaussian import combine, conditional
 
 
@@ -82,17 +82,6 @@ class NoisePrior(ConfigMixin, ABC):
         given = conditional(self.covariance(num_past + t), num_past)
         past = past.to(fresh.device, fresh.dtype)
         return combine(given.mean_weights, past) + combine(given.noise_weights, fresh)
-
-
-def frame_noise(shape: LatentShape, rng: Rng, first_frame: int) -> Tensor:
-    """Draw every frame's own noise, independent across frames: float32 [b c t h w]."""
-    _, c, t, h, w = shape.dims
-    return torch.stack([rng.child(f"frame/{first_frame + i}").normal(c, h, w) for i in range(t)], dim=2)
-
-
-def shared_noise(shape: LatentShape, rng: Rng) -> Tensor:
-    """Draw the noise that all frames of a film share: float32 [b c 1 h w]."""
-    return rng.child("shared").normal(shape.channels, shape.height, shape.width).unsqueeze(2)
 
 
 def checked_alpha(alpha: float) -> float:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from latentvid.core.rng import Rng
 from latentvid.core.shapes import LatentShape
-from latentvid.noise.prior import NoisePrior, checked_alpha, frame_noise
+from latentvid.noise.draws import frame_noise
+from latentvid.noise.prior import NoisePrior, checked_alpha
 
 _FORGOTTEN = 1e-9
 """A correlation below this is taken for none."""

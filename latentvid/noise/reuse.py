@@ -7,6 +7,7 @@ under a correlated prior it is off by up to 30 %, so new frames are drawn here g
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,8 +16,11 @@ from latentvid.core.errors import UsageError
 from latentvid.core.overlap import check_overlap
 from latentvid.core.rng import Rng
 from latentvid.core.shapes import LatentShape
+from latentvid.noise.draws import frame_noise
 from latentvid.noise.gaussian import combine, conditional
-from latentvid.noise.prior import NoisePrior, frame_noise
+
+if TYPE_CHECKING:
+    from latentvid.noise.prior import NoisePrior
 
 
 def reuse_noise(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.embeddings import TextTimeEmbedding
 from torch import Tensor, nn
 
 
@@ -26,6 +25,9 @@ class TextMotion(nn.Module):
 
     def __init__(self, width: int, *, num_heads: int = 4) -> None:
         super().__init__()
+        # Where no text is read, as in decoders, diffusers need not be imported.
+        from diffusers.models.embeddings import TextTimeEmbedding
+
         self.pooling = TextTimeEmbedding(width, width, num_heads)
 
     def forward(self, text: Tensor) -> Tensor:
