@@ -35,8 +35,9 @@ from latentvid.core.places import find_checkpoint
 from latentvid.core.rng import Rng
 from latentvid.film.extend import extend_clip
 from latentvid.film.folder import RunFolder, run_path
-from latentvid.film.generate import generate_film, resume_film
+from latentvid.film.generate import generate_film
 from latentvid.film.reroll import reroll_window
+from latentvid.film.resume import resume_film
 from latentvid.pipeline import LatentVideoPipeline
 from latentvid.training.loop import LoopConfig, train
 from latentvid.training.task import Task

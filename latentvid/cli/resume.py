@@ -32,7 +32,7 @@ def run(
     out = Output(as_json=json, quiet=quiet)
     films.no_loading_bars()
     from latentvid.film.folder import RunFolder
-    from latentvid.film.generate import resume_film
+    from latentvid.film.resume import resume_film
 
     run = RunFolder.open(folder)
     common.check_sheet(contact_sheet, run.film, overwrite=overwrite)

@@ -11,7 +11,6 @@ import shutil
 from collections import deque
 from contextlib import nullcontext, suppress
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,22 +19,21 @@ from torch import Tensor
 
 from latentvid.autoencoders.latent_file import LatentWriter
 from latentvid.core.config import validate
-from latentvid.core.errors import CheckpointError, InputError, UsageError
+from latentvid.core.errors import InputError, UsageError
 from latentvid.core.files import atomic_path
 from latentvid.extension.rules import ReuseRule, Tail
 from latentvid.film.anchors import prepare_anchors
-from latentvid.film.assembly import Assembly, frames_note, try_joining
+from latentvid.film.assembly import try_joining
 from latentvid.film.clip_shots import clip_shots, why_not_stored
-from latentvid.film.finish import publish, write_drift, write_sheet
+from latentvid.film.complete import complete
 from latentvid.film.folder import SEGMENT_SUFFIXES, Carry, RunFolder, refuse_same, save_carry
-from latentvid.film.generate import complete, consistent, new_run, weights_of
 from latentvid.film.handover import HandOver
-from latentvid.film.joins import join_of
 from latentvid.film.latents import FilmLatents, end_of_film, run_of_film
 from latentvid.film.make import FilmReport, OnProgress, last_of, latent_meta, resumable, sampling_of
 from latentvid.film.options import FilmOptions, film_settings
+from latentvid.film.runs import consistent, new_run, weights_of
 from latentvid.film.settings import ClipSettings, FilmSettings, OwnFilm, Retime, SourceFrames, clip_of
-from latentvid.film.timing import SAME_RATE, Timing, model_rate
+from latentvid.film.timing import Timing, model_rate
 from latentvid.pipeline import LatentVideoPipeline, Sampling
 from latentvid.sampling.inversion import invert
 from latentvid.sampling.staged import guided_steps, overlap_frames
@@ -287,48 +285,6 @@ def invert_tail(
     num_recorded = max(guided_steps(rule.overlap, 1.0, len(setting.levels)))
     trajectory = overlap_frames(states[:num_recorded], rule.overlap, rule.order)
     return Tail(latents[:, :, -rule.overlap :], states[0], trajectory)
-
-
-def finish_extension(run: RunFolder) -> tuple[dict[str, float], list[str]]:
-    """Join the clip and the new frames, and return the drift's summary and what the user should know."""
-    joined = run.files.file(f"film{run.film.suffix}")
-    segments = [run.segment(k) for k in range(run.record.num_windows) if run.segment(k).is_file()]
-    try:
-        assembly = Assembly.of(run)
-        assembly.join(segments, joined)
-    except NotAppendable as error:  # which it could be when the run was begun
-        raise CheckpointError(f"{run.film}: cannot be joined to the clip, because {error}; was it changed?") from error
-    if assembly.kept_frames(joined, segments) is None:
-        raise CheckpointError(f"{run.film}: the clip's own frames did not survive the joining; nothing was written.")
-    publish(run, joined)
-    run.files.remove(assembly.source.name)
-    drift, notes = write_drift(run)
-    notes += write_sheet(run)
-    join = join_of(run.film, clip_of(run.settings).num_frames)
-    return {**drift, **join.to_dict()}, [*notes_of(run.settings), join.in_words(), *notes]
-
-
-def notes_of(settings: FilmSettings) -> list[str]:
-    """Return what was done to the clip, a sentence each."""
-    clip = clip_of(settings)
-    notes = [frames_note(settings), *clip.notes]
-    if clip.own is not None:
-        notes.append(f"it goes on from the latents in {clip.own.run}, not from encoded frames.")
-    if (clip.height, clip.width) != (settings.height, settings.width):
-        notes.append(
-            f"the model worked at {settings.width}x{settings.height}; "
-            f"its frames were resized to the clip's {clip.width}x{clip.height}."
-        )
-    rates = float(Fraction(settings.model_fps)), float(Fraction(clip.fps))
-    if clip.is_retimed:
-        how = "mixed of neighbours" if clip.retime == "blend" else "repeated or left out"
-        notes.append(
-            f"the model works at {rates[0]:g} frames per second and the clip is at {rates[1]:g}: its frames are {how} "
-            "to keep the clip's rate."
-        )
-    elif abs(rates[1] / rates[0] - 1) > SAME_RATE:
-        notes.append(f"each frame of the model, made for {rates[0]:g} per second, is one of the clip's {rates[1]:g}.")
-    return notes
 
 
 def _decide(run: RunFolder) -> None:

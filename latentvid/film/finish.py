@@ -9,11 +9,15 @@ from pathlib import Path
 
 import torch
 
-from latentvid.core.errors import UsageError
+from latentvid.core.errors import CheckpointError, UsageError
 from latentvid.core.files import atomic_path, sha256_of
+from latentvid.film.assembly import Assembly, frames_note
 from latentvid.film.folder import SEGMENT_SUFFIXES, SHEET, RunFolder, deliver
-from latentvid.film.settings import FilmFacts
+from latentvid.film.joins import join_of
+from latentvid.film.settings import FilmFacts, FilmSettings, clip_of
+from latentvid.film.timing import SAME_RATE
 from latentvid.metrics.drift import Drift
+from latentvid.video.append import NotAppendable
 from latentvid.video.frame import Frame
 from latentvid.video.reader import open_video
 from latentvid.video.remux import concat_segments
@@ -36,6 +40,48 @@ def finish(run: RunFolder) -> tuple[dict[str, float], list[str]]:
     publish(run, joined)
     drift, notes = write_drift(run)
     return drift, [*notes, *write_sheet(run)]
+
+
+def finish_extension(run: RunFolder) -> tuple[dict[str, float], list[str]]:
+    """Join the clip and the new frames, and return the drift's summary and what the user should know."""
+    joined = run.files.file(f"film{run.film.suffix}")
+    segments = [run.segment(k) for k in range(run.record.num_windows) if run.segment(k).is_file()]
+    try:
+        assembly = Assembly.of(run)
+        assembly.join(segments, joined)
+    except NotAppendable as error:  # which it could be when the run was begun
+        raise CheckpointError(f"{run.film}: cannot be joined to the clip, because {error}; was it changed?") from error
+    if assembly.kept_frames(joined, segments) is None:
+        raise CheckpointError(f"{run.film}: the clip's own frames did not survive the joining; nothing was written.")
+    publish(run, joined)
+    run.files.remove(assembly.source.name)
+    drift, notes = write_drift(run)
+    notes += write_sheet(run)
+    join = join_of(run.film, clip_of(run.settings).num_frames)
+    return {**drift, **join.to_dict()}, [*notes_of(run.settings), join.in_words(), *notes]
+
+
+def notes_of(settings: FilmSettings) -> list[str]:
+    """Return what was done to the clip, a sentence each."""
+    clip = clip_of(settings)
+    notes = [frames_note(settings), *clip.notes]
+    if clip.own is not None:
+        notes.append(f"it goes on from the latents in {clip.own.run}, not from encoded frames.")
+    if (clip.height, clip.width) != (settings.height, settings.width):
+        notes.append(
+            f"the model worked at {settings.width}x{settings.height}; "
+            f"its frames were resized to the clip's {clip.width}x{clip.height}."
+        )
+    rates = float(Fraction(settings.model_fps)), float(Fraction(clip.fps))
+    if clip.is_retimed:
+        how = "mixed of neighbours" if clip.retime == "blend" else "repeated or left out"
+        notes.append(
+            f"the model works at {rates[0]:g} frames per second and the clip is at {rates[1]:g}: its frames are {how} "
+            "to keep the clip's rate."
+        )
+    elif abs(rates[1] / rates[0] - 1) > SAME_RATE:
+        notes.append(f"each frame of the model, made for {rates[0]:g} per second, is one of the clip's {rates[1]:g}.")
+    return notes
 
 
 def join(run: RunFolder, target: Path) -> None:

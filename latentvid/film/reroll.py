@@ -20,12 +20,13 @@ from latentvid.core.rng import Rng
 from latentvid.extension.plan import Window
 from latentvid.extension.rollout import MadeWindow
 from latentvid.extension.rules import ContextRule, Setting, Tail
+from latentvid.film.complete import finish_run, report_of, shots_of
 from latentvid.film.extend import check_clip
 from latentvid.film.finish import check_film
 from latentvid.film.folder import NUM_IN_FRONT, RunFolder
-from latentvid.film.generate import check_model, consistent, finish_run, load_pipeline, report_of, shots_of
 from latentvid.film.latents import FilmLatents
 from latentvid.film.make import FilmReport, Maker, OnProgress, last_of, measure, resumable
+from latentvid.film.runs import check_model, consistent, load_pipeline
 from latentvid.film.settings import Reroll, WindowRecord
 from latentvid.pipeline import LatentVideoPipeline, Sampling
 from latentvid.sampling.context import keep_given, with_clean_context

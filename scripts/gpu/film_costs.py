@@ -21,8 +21,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 import latentvid.core.files
 import latentvid.extension.rollout
+import latentvid.film.complete
 import latentvid.film.generate
 import latentvid.film.make
+import latentvid.film.runs
 from latentvid.core.runtime import resolve_runtime
 from latentvid.film.folder import RunFolder
 from latentvid.film.generate import generate_film
@@ -270,8 +272,8 @@ def _phases(bench: Bench, pipeline: LatentVideoPipeline) -> Iterator[_Phases]:
         (latentvid.film.make, "save_carry", "carry"),
         (RunFolder, "commit", "record"),
         (Preview, "show", "preview"),
-        (latentvid.film.generate, "weights_of", "hashing of weights"),
-        (latentvid.film.generate, "finish_run", "joining the film"),
+        (latentvid.film.runs, "weights_of", "hashing of weights"),
+        (latentvid.film.complete, "finish_run", "joining the film"),
     ]
     with ExitStack() as stack:
         for owner, name, kind in places:

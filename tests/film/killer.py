@@ -58,8 +58,9 @@ def main(model: str, out: Path, stride: int, what: str | None) -> int:
     torch.set_num_threads(1)
     from latentvid.film.extend import extend_clip
     from latentvid.film.folder import RunFolder, run_path
-    from latentvid.film.generate import generate_film, resume_film
+    from latentvid.film.generate import generate_film
     from latentvid.film.reroll import reroll_window
+    from latentvid.film.resume import resume_film
     from latentvid.pipeline import LatentVideoPipeline
 
     pipeline = LatentVideoPipeline.from_pretrained(model)

@@ -11,8 +11,9 @@ from latentvid.autoencoders.latent_file import LatentFile
 from latentvid.core.errors import UsageError
 from latentvid.core.files import sha256_of
 from latentvid.film.extend import extend_clip
-from latentvid.film.generate import generate_film, resume_film
+from latentvid.film.generate import generate_film
 from latentvid.film.reroll import reroll_window
+from latentvid.film.resume import resume_film
 from latentvid.pipeline import LatentVideoPipeline
 from latentvid.video.pixels import to_float
 from latentvid.video.reader import open_video

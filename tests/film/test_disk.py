@@ -19,8 +19,9 @@ from latentvid.core.files import LOCK, locked, read_json, sha256_of
 from latentvid.film import finish, folder, make
 from latentvid.film.extend import extend_clip
 from latentvid.film.folder import RunFolder
-from latentvid.film.generate import generate_film, resume_film
+from latentvid.film.generate import generate_film
 from latentvid.film.reroll import reroll_window
+from latentvid.film.resume import resume_film
 from latentvid.pipeline import LatentVideoPipeline
 from tests.film.test_extend import write_clip
 from tests.film.test_generate import Stop, stop_in

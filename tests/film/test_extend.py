@@ -19,9 +19,9 @@ from latentvid.core.errors import InputError, UsageError
 from latentvid.core.files import sha256_of
 from latentvid.film.extend import extend_clip, model_size
 from latentvid.film.folder import RunFolder
-from latentvid.film.generate import resume_film
 from latentvid.film.joins import joins_of_film
 from latentvid.film.make import Progress
+from latentvid.film.resume import resume_film
 from latentvid.pipeline import LatentVideoPipeline
 from latentvid.video.append import kept_frames
 from latentvid.video.planes import Planes

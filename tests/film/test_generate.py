@@ -15,8 +15,9 @@ from latentvid.autoencoders.latent_file import LatentFile
 from latentvid.core.errors import CheckpointError, ResourceError, UsageError
 from latentvid.core.files import locked, read_json, sha256_of
 from latentvid.film.folder import RunFolder
-from latentvid.film.generate import generate_film, resume_film
+from latentvid.film.generate import generate_film
 from latentvid.film.make import Progress
+from latentvid.film.resume import resume_film
 from latentvid.pipeline import LatentVideoPipeline
 from latentvid.video.reader import open_video
 from latentvid.video.writer import VideoWriter

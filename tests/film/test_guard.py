@@ -16,10 +16,11 @@ from latentvid.extension.rollout import MadeWindow
 from latentvid.extension.rules import ContextRule, OverlapRule, ReuseRule, Tail
 from latentvid.film.extend import extend_clip
 from latentvid.film.folder import RunFolder
-from latentvid.film.generate import generate_film, resume_film
+from latentvid.film.generate import generate_film
 from latentvid.film.guard import scene_start
 from latentvid.film.make import Progress
 from latentvid.film.prompts import PromptSchedule
+from latentvid.film.resume import resume_film
 from latentvid.film.settings import FilmSettings
 from latentvid.metrics.shift import in_words, shifts
 from latentvid.pipeline import LatentVideoPipeline

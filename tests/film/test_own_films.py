@@ -13,9 +13,10 @@ from latentvid.core.files import sha256_of
 from latentvid.film import extend as extending
 from latentvid.film.extend import extend_clip
 from latentvid.film.folder import RunFolder
-from latentvid.film.generate import generate_film, resume_film
+from latentvid.film.generate import generate_film
 from latentvid.film.latents import FilmLatents
 from latentvid.film.reroll import reroll_window
+from latentvid.film.resume import resume_film
 from latentvid.pipeline import LatentVideoPipeline
 from latentvid.video.append import begins_with
 from tests.film.test_extend import read, write_clip

@@ -8,9 +8,10 @@ from pathlib import Path
 import av
 import pytest
 
-from latentvid.film.generate import generate_film, resume_film
+from latentvid.film.generate import generate_film
 from latentvid.film.make import Progress
 from latentvid.film.reroll import reroll_window
+from latentvid.film.resume import resume_film
 from latentvid.pipeline import LatentVideoPipeline
 from tests.film.test_generate import Stop, frames_of
 from tests.film.tiny import STEPS, hashes

@@ -22,8 +22,9 @@ from latentvid.core.shapes import LatentShape
 from latentvid.extension.plan import Window
 from latentvid.extension.rules import ContextRule, Setting
 from latentvid.film.folder import RunFolder
-from latentvid.film.generate import generate_film, resume_film
+from latentvid.film.generate import generate_film
 from latentvid.film.reroll import reroll_window, sample_between
+from latentvid.film.resume import resume_film
 from latentvid.noise import PRIORS
 from latentvid.pipeline import LatentVideoPipeline, Sampling
 from latentvid.sampling import SOLVERS

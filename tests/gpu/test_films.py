@@ -26,10 +26,11 @@ from latentvid.core.rng import Rng
 from latentvid.core.runtime import Runtime, resolve_runtime
 from latentvid.film.extend import extend_clip
 from latentvid.film.folder import RunFolder
-from latentvid.film.generate import generate_film, resume_film
+from latentvid.film.generate import generate_film
 from latentvid.film.latents import FilmLatents
 from latentvid.film.make import Progress
 from latentvid.film.reroll import reroll_window
+from latentvid.film.resume import resume_film
 from latentvid.pipeline import LatentVideoPipeline
 from latentvid.video.reader import open_video
 from latentvid.video.writer import VideoWriter
