@@ -590,8 +590,8 @@ class LatentVideoPipeline(DiffusionPipeline):
             guidance_scale=guidance_scale, guidance_rescale=guidance_rescale, height=height, width=width,
         )  # fmt: skip
         names = callback_on_step_end_tensor_inputs
-        tell = on_step_end(self, callback_on_step_end, names, lambda: self._embeddings(words))
-        settled = settled if tell is None else replace(settled, solver=WatchedSolver(settled.solver, tell))
+        after_step = on_step_end(self, callback_on_step_end, names, lambda: self._embeddings(words))
+        settled = settled if after_step is None else replace(settled, solver=WatchedSolver(settled.solver, after_step))
         plan = self.plan(self.config.num_frames if num_frames is None else num_frames, settled)
         noise = initial_noise(latents, settled.latent.dims)
         limit = guard_limit(drift_guard, drift_limit)

@@ -177,7 +177,7 @@ class WatchedSolver:
     """A solver whose states are shown to a hook at the end of every step, and may be replaced there."""
 
     solver: Solver
-    tell: StepEnd
+    after_step: StepEnd
 
     @property
     def calls_per_step(self) -> int:
@@ -194,11 +194,11 @@ class WatchedSolver:
     ) -> Tensor:
         def at_start(step: int, x: Tensor) -> Tensor:
             if step:
-                x = self.tell(step - 1, levels.timestep[step - 1], x)
+                x = self.after_step(step - 1, levels.timestep[step - 1], x)
             return x if on_step is None else on_step(step, x)
 
         clean = self.solver(denoise, x, levels, renoise=renoise, on_step=at_start)
-        return self.tell(len(levels) - 1, levels.timestep[-2], clean)
+        return self.after_step(len(levels) - 1, levels.timestep[-2], clean)
 
 
 def refuse_unknown(where: str, unknown: Iterable[str], known: Iterable[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,34 +20,48 @@ Posterior = tuple[Tensor, Tensor | None]
 """Mean and, where the encoder has it, log variance of latents in model space, float32 [c t h w]."""
 
 
-class FilmEncoder(ABC):
-    """Encodes one film part by part; see `latentvid.autoencoders.protocol.Encoder`."""
+Pass = TypeVar("Pass")
 
-    def push(self, frames: Tensor) -> Tensor:
-        """Take the film's next frames [t 3 h w] in [-1, 1]; return the latents that are ready, [c n h w]."""
-        return self._joined(self.passes(frames))
+
+class _FilmCoder(ABC, Generic[Pass]):
+    """Takes one film part by part and gives back what each part made ready, a pass of the network at a time."""
+
+    def push(self, part: Tensor) -> Tensor:
+        """Take the film's next part, [t 3 h w] in [-1, 1] or latents [c t h w]; return what is ready of the other."""
+        return self._joined(self.passes(part))
 
     def finish(self) -> Tensor:
-        """End the film; return the latents [c n h w] that were held back."""
+        """End the film; return what was held back."""
         return self._joined(self.last_passes())
 
-    def run(self, chunks: Iterable[Tensor]) -> Iterator[Posterior]:
-        """Encode all chunks [t 3 h w] that are left of the film, a pass at a time."""
-        for chunk in chunks:
-            yield from self.passes(chunk)
+    def run(self, parts: Iterable[Tensor]) -> Iterator[Pass]:
+        """Take all parts that are left of the film, a pass at a time."""
+        for part in parts:
+            yield from self.passes(part)
         yield from self.last_passes()
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """Return what an encoder needs to go on from here exactly, as copies on the CPU that safetensors takes."""
+        """Return what it needs to go on from here exactly, as copies on the CPU that safetensors takes."""
 
     @abstractmethod
-    def passes(self, frames: Tensor) -> Iterator[Posterior]:
+    def passes(self, part: Tensor) -> Iterator[Pass]:
         """Like `push`, a pass of the network at a time; the state is complete once all of them are taken."""
 
-    def last_passes(self) -> Iterator[Posterior]:
+    def last_passes(self) -> Iterator[Pass]:
         """Like `finish`, a pass of the network at a time."""
         return iter(())
+
+    @abstractmethod
+    def _joined(self, passes: Iterator[Pass]) -> Tensor:
+        """Return all passes as one tensor, which may hold no frames."""
+
+
+class FilmEncoder(_FilmCoder[Posterior]):
+    """Encodes one film part by part: frames [t 3 h w] in [-1, 1] in, latents [c n h w] out.
+
+    See `latentvid.autoencoders.protocol.Encoder`.
+    """
 
     @abstractmethod
     def _nothing(self) -> Tensor:
@@ -58,34 +72,11 @@ class FilmEncoder(ABC):
         return torch.cat(found, dim=1) if found else self._nothing()
 
 
-class FilmDecoder(ABC):
-    """Decodes one film part by part; see `latentvid.autoencoders.protocol.Decoder`."""
+class FilmDecoder(_FilmCoder[Tensor]):
+    """Decodes one film part by part: latents [c t h w] in, frames [n 3 h w] in [-1, 1], float32, out.
 
-    def push(self, latents: Tensor) -> Tensor:
-        """Take the film's next latents [c t h w]; return the frames that are ready, float32 [n 3 h w] in [-1, 1]."""
-        return self._joined(self.passes(latents))
-
-    def finish(self) -> Tensor:
-        """End the film; return the frames [n 3 h w] that were held back."""
-        return self._joined(self.last_passes())
-
-    def run(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Decode all chunks [c t h w] that are left of the film, a pass at a time."""
-        for chunk in chunks:
-            yield from self.passes(chunk)
-        yield from self.last_passes()
-
-    @abstractmethod
-    def state(self) -> dict[str, Tensor]:
-        """Return what a decoder needs to go on from here exactly, as copies on the CPU that safetensors takes."""
-
-    @abstractmethod
-    def passes(self, latents: Tensor) -> Iterator[Tensor]:
-        """Like `push`, a pass of the network at a time; the state is complete once all of them are taken."""
-
-    def last_passes(self) -> Iterator[Tensor]:
-        """Like `finish`, a pass of the network at a time."""
-        return iter(())
+    See `latentvid.autoencoders.protocol.Decoder`.
+    """
 
     @abstractmethod
     def _nothing(self) -> Tensor:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from latentvid.autoencoders import budget
@@ -99,7 +100,7 @@ class ImageAutoencoder(BaseAutoencoder):
             Mean and log variance in model space, float32 [b c t h w]; no variance where the encoder has none.
         """
         frames = video.shape[2]
-        flat = self._in_memory_format(video.transpose(1, 2).flatten(0, 1).to(self.device, self.dtype))
+        flat = self._in_memory_format(rearrange(video, "b c t h w -> (b t) c h w").to(self.device, self.dtype))
         if not self.is_gaussian:
             return self._to_model(self.image.encode(flat).latents, frames), None
         found = self.image.encode(flat).latent_dist
@@ -133,7 +134,7 @@ class ImageAutoencoder(BaseAutoencoder):
         """
         frames = latents.shape[2]
         raw = latents.to(self.device) / self.scaling_factor + self.shift_factor
-        flat = self._in_memory_format(raw.transpose(1, 2).flatten(0, 1).to(self.dtype))
+        flat = self._in_memory_format(rearrange(raw, "b c t h w -> (b t) c h w").to(self.dtype))
         return _batched(self._decode_frames(flat, frames, state), frames)
 
     def forward(self, video: Tensor) -> Tensor:
@@ -399,4 +400,4 @@ def _tile_name(tile: tuple[tuple[int, int], tuple[int, int]]) -> str:
 
 def _batched(flat: Tensor, frames: int) -> Tensor:
     """[b*t c h w] -> [b c t h w]."""
-    return flat.unflatten(0, (-1, frames)).transpose(1, 2)
+    return rearrange(flat, "(b t) c h w -> b c t h w", t=frames)

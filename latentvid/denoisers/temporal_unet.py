@@ -16,6 +16,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -146,8 +147,8 @@ class TemporalUNet(UNet2DConditionModel):
         if encoder_hidden_states.ndim == 3:
             encoder_hidden_states = encoder_hidden_states[:, None].expand(-1, frames, -1, -1)
         text = encoder_hidden_states.flatten(0, 1)
-        flat = sample.transpose(1, 2).flatten(0, 1)
+        flat = rearrange(sample, "b c t h w -> (b t) c h w")
         motion = None if self.text_motion is None or frames == 1 else self.text_motion(text)
         with self.context.clip(frames, motion=motion, levels=levels):
             out = super().forward(flat, levels.reshape(-1), text, return_dict=False, **kwargs)[0]
-        return out.unflatten(0, (batch, frames)).transpose(1, 2)
+        return rearrange(out, "(b t) c h w -> b c t h w", t=frames)

@@ -10,6 +10,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from latentvid.temporal.context import ClipContext
@@ -52,11 +53,11 @@ class TemporalAttention(nn.Module):
         if frames == 1:
             return x
         _, channels, height, width = x.shape
-        tokens = x.unflatten(0, (-1, frames)).permute(0, 3, 4, 1, 2).reshape(-1, frames, channels)  # [bhw t c]
+        tokens = rearrange(x, "(b t) c h w -> (b h w) t c", t=frames)
         positions = sinusoidal_positions(frames, channels, x.device).to(tokens.dtype)
         qkv = self.to_qkv(self.norm(tokens) + positions)
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [bhw heads t d]
+        q, k, v = rearrange(qkv, "p t (n heads d) -> n p heads t d", n=3, heads=self.num_heads)
         parts = zip(*(x.split(MOST_ROWS) for x in (q, k, v)), strict=True)
-        mixed = torch.cat([F.scaled_dot_product_attention(*part) for part in parts]).transpose(1, 2).flatten(2)
-        out = self.to_out(mixed).view(-1, height, width, frames, channels).permute(0, 3, 4, 1, 2)
-        return x + out.reshape(x.shape)
+        mixed = torch.cat([F.scaled_dot_product_attention(*part) for part in parts])
+        mixed = rearrange(mixed, "p heads t d -> p t (heads d)")
+        return x + rearrange(self.to_out(mixed), "(b h w) t c -> (b t) c h w", h=height, w=width)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from latentvid.temporal.advection import Advection
@@ -141,15 +142,15 @@ class TemporalConvolution(nn.Module):
         (`scripts/bench_temporal_convolution.py`).
         """
         assert isinstance(conv, nn.Conv2d)
-        height, width = x.shape[-2:]
-        clip = x.permute(0, 2, 3, 1).unflatten(0, (-1, frames))  # [b t h w c]
+        height = x.shape[-2]
+        clip = rearrange(x, "(b t) c h w -> b t h w c", t=frames)
         padded = self._with_past(clip, key, channels=-1) if self.causal else clip
         plane = padded.flatten(2, 3).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)  # [b c t h*w]
         kernel = conv.weight.view(conv.out_channels, KERNEL, -1).transpose(1, 2).unsqueeze(-1)  # [c c 3 1], a view
         padding = 0 if self.causal else KERNEL // 2
         convolve = _AcrossFrames.apply if kernel.requires_grad else _across_frames
         out = convolve(plane, kernel, conv.bias, padding)
-        out = out.permute(0, 2, 3, 1).flatten(0, 1).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        out = rearrange(out, "b c t (h w) -> (b t) c h w", h=height)
         # As it came, or every layer after this one would turn it round again.
         return out if x.is_contiguous(memory_format=torch.channels_last) else out.contiguous()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -251,13 +252,13 @@ def _has_pixels(cache: LatentCache) -> bool:
 
 def _as_stills(latents: Tensor) -> Tensor:
     """[b c t h w] -> [b*t c 1 h w]."""
-    return latents.transpose(1, 2).flatten(0, 1)[:, :, None]
+    return rearrange(latents, "b c t h w -> (b t) c 1 h w")
 
 
 def _frame_by_frame(autoencoder: ImageAutoencoder, latents: Tensor) -> Tensor:
     frames = latents.shape[2]
     stills = torch.cat([autoencoder.decode_chunk(part) for part in _as_stills(latents).split(8)])
-    return stills[:, :, 0].unflatten(0, (-1, frames)).transpose(1, 2)
+    return rearrange(stills, "(b t) c 1 h w -> b c t h w", t=frames)
 
 
 def _compared(decoded: Tensor, video: Tensor) -> dict[str, float]:

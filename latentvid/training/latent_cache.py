@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -84,7 +85,7 @@ def _write_shard(path: Path, source: ClipSource, encode: Encode, clips: range, *
 
 def as_network_input(video: Tensor) -> Tensor:
     """Turn uint8 [b t 3 h w] into floats [b 3 t h w] in [-1, 1]."""
-    return video.float().div(127.5).sub(1).transpose(1, 2)
+    return rearrange(video.float().div(127.5).sub(1), "b t c h w -> b c t h w")
 
 
 class LatentCache:

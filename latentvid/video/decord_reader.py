@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentvid.core.errors import InputError, UsageError
+from latentvid.video.base import VideoReader
 from latentvid.video.frame import Frame
 from latentvid.video.meta import VideoMeta
 
@@ -32,7 +32,7 @@ _BLOCK = 8
 _MAX_MEAN_DIFFERENCE = 3.0
 
 
-class DecordReader:
+class DecordReader(VideoReader):
     """The `VideoReader` over decord. To be opened in the process that reads: it survives neither fork nor pickle."""
 
     def __init__(self, reference: PyAVReader) -> None:
@@ -68,14 +68,6 @@ class DecordReader:
     def close(self) -> None:
         """Drop decord's buffers."""
         self._reader = None
-
-    def __enter__(self) -> DecordReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _frames(self, start: int, stop: int) -> Iterator[Frame]:
         batch = max(1, _BATCH_BYTES // (3 * self.meta.width * self.meta.height))

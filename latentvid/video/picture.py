@@ -6,13 +6,13 @@ import warnings
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
 from latentvid.core.errors import InputError
+from latentvid.video.base import VideoReader
 from latentvid.video.container import check_file, check_size
 from latentvid.video.frame import Frame
 from latentvid.video.meta import VideoMeta
@@ -60,8 +60,8 @@ def needs_pillow(path: Path) -> bool:
         return False
 
 
-class PictureReader:
-    """The `VideoReader` of one picture of CMYK, YCbCr or Lab colours."""
+class PictureReader(VideoReader):
+    """Reads one picture of CMYK, YCbCr or Lab colours."""
 
     def __init__(self, path: Path, *, fps: Fraction | None = None) -> None:
         """Look at the picture.
@@ -120,17 +120,6 @@ class PictureReader:
         if start > 0 or stop == 0:
             return iter(())
         return iter([self._read()])
-
-    def close(self) -> None:
-        """Nothing is held; here for the protocol."""
-
-    def __enter__(self) -> PictureReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _read(self) -> Frame:
         try:

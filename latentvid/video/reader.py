@@ -9,8 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Protocol
+from typing import Literal
 
 import av
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 from av.video.frame import VideoFrame
 
 from latentvid.core.errors import InputError, UsageError, did_you_mean
+from latentvid.video.base import VideoReader
 from latentvid.video.clock import Finder
 from latentvid.video.color import ToRgb
 from latentvid.video.container import BrokenStream, check_size, decoded, open_container, reason, video_stream
@@ -35,20 +35,6 @@ _REORDERED = 17
 
 Backend = Literal["auto", "pyav", "decord"]
 BACKENDS = ("auto", "pyav", "decord")
-
-
-class VideoReader(Protocol):
-    """A clip that can be read any number of times, from anywhere, a frame at a time."""
-
-    @property
-    def meta(self) -> VideoMeta: ...
-    def counted(self) -> VideoMeta: ...
-    def frames(self, start: int = 0, stop: int | None = None) -> Iterator[Frame]: ...
-    def close(self) -> None: ...
-    def __enter__(self) -> VideoReader: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 def open_video(
@@ -104,7 +90,7 @@ class Reading:
 AS_STATED = Reading()
 
 
-class PyAVReader:
+class PyAVReader(VideoReader):
     """The reference reader. Holds no open file between calls, so it may be pickled and shared by processes."""
 
     def __init__(
@@ -188,17 +174,6 @@ class PyAVReader:
         if start > 0 and self.scan.index.is_exact and not self._allow_truncated:
             return self._from_seek(make, start, stop)
         return self._from_beginning(make, start, stop)
-
-    def close(self) -> None:
-        """Nothing is held; here for the protocol."""
-
-    def __enter__(self) -> PyAVReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _from_beginning(self, make: _FrameMaker, start: int, stop: int | None) -> Iterator[Shown]:
         whole = self._num_whole()

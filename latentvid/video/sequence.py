@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from latentvid.core.errors import UsageError
+from latentvid.video.base import VideoReader
 from latentvid.video.frame import Frame
 from latentvid.video.meta import VideoMeta
 from latentvid.video.numbered import Numbered
 from latentvid.video.pixels import resize
 
 
-class SequenceReader:
-    """The `VideoReader` of numbered pictures. Each is opened when its turn comes."""
+class SequenceReader(VideoReader):
+    """Reads numbered pictures as a clip. Each is opened when its turn comes."""
 
     def __init__(self, path: Path, numbered: Numbered, fps: Fraction | None, open_one: Callable[[Path], Any]) -> None:
         """Look at the first picture.
@@ -71,17 +71,6 @@ class SequenceReader:
         if start < 0 or (stop is not None and stop < start):
             raise ValueError(f"frames {start}..{stop} is no range")
         return self._frames(start, len(self._pictures) if stop is None else min(stop, len(self._pictures)))
-
-    def close(self) -> None:
-        """Nothing is held; here for the protocol."""
-
-    def __enter__(self) -> SequenceReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _frames(self, start: int, stop: int) -> Iterator[Frame]:
         size = (self._meta.height, self._meta.width)
