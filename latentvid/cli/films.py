@@ -196,7 +196,7 @@ def progress(out: Output, label: str, run: Path | None = None) -> Iterator[Calla
                 if run is not None:
                     _print_preview(run, out)
                 total = at.num_windows * at.num_calls
-                advance = stack.enter_context(out.progress(f"{label}, {at.num_windows} windows", total, "steps"))
+                advance = stack.enter_context(out.progress(f"{label}, {_windows(at.num_windows)}", total, "steps"))
             if at.warning:
                 out.warn(at.warning)
             advance(max(0, now - done), in_words({k: v for k, v in at.shifts.items() if k in LIVE}))
@@ -236,8 +236,12 @@ def print_report(report: FilmReport, out: Output) -> None:
     out.result(
         report.to_dict(),
         f"{report.out}: made {report.num_frames} frames of {report.width}x{report.height} "
-        f"in {report.num_windows} windows, {report.seconds:.1f} s{kept}",
+        f"in {_windows(report.num_windows)}, {report.seconds:.1f} s{kept}",
     )
+
+
+def _windows(count: int) -> str:
+    return f"{count} window{'' if count == 1 else 's'}"
 
 
 def print_estimate(
